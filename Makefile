@@ -1,0 +1,36 @@
+# Each target works on a fresh machine with Python 3.10+ and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: help quickstart test lint bench clean
+
+help:
+	@echo "make quickstart   install, and train a small real model in minutes"
+	@echo "make test         install what the tests need, and run them"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        packed against padded training steps"
+
+quickstart: $(VENV)/.quickstart
+	$(BIN)/accelerate launch train_simcse.py configs/quickstart.yaml
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest --numprocesses 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.quickstart
+	$(BIN)/python benchmarks/packed_vs_padded.py
+
+clean:
+	rm -rf $(VENV) outputs build dist
+
+# One stamp per extra: installed again when the requirements change.
+$(VENV)/.%: setup.cfg pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --editable ".[$*]"
+	@touch $@

@@ -1,0 +1,69 @@
+"""Build the training triplets of the customer-support example from its intents.
+
+Reads ``intents.jsonl``, checks it against ``eval.csv`` and writes ``train.csv`` beside them: two
+utterances of one train intent and one of an intent easily confused with it. Deterministic.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROUNDS = 2  # how often each utterance serves as sent0
+CANDIDATES = 4  # near-miss utterances drawn, of which the one most like sent0 is its hard_neg
+MIN_INTENTS = {"train": 66, "eval": 16}
+UTTERANCES = 9  # of every intent
+
+
+def check(intents: dict[str, dict], eval_sentences: set[str]) -> None:
+    """Raise ``ValueError`` where the intents or the graded pairs break the data set's rules."""
+    splits = Counter(entry["split"] for entry in intents.values())
+    problems = [f"too few {split} intents" for split, n in MIN_INTENTS.items() if splits[split] < n]
+    texts = Counter(t.casefold() for entry in intents.values() for t in entry["utterances"])
+    problems += [f"{text!r} occurs {n} times" for text, n in texts.items() if n > 1]
+    for name, entry in intents.items():
+        if len(entry["utterances"]) != UTTERANCES:
+            problems.append(f"{name}: {len(entry['utterances'])} utterances, not {UTTERANCES}")
+        for near in entry["near_misses"]:
+            if near == name or intents.get(near, {}).get("split") != entry["split"]:
+                problems.append(f"{name}: {near!r} is not another intent of the same split")
+        for text in entry["utterances"] if entry["split"] == "train" else ():
+            if text.casefold() in eval_sentences:
+                problems.append(f"{name}: {text!r} is in eval.csv too")
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def overlap(a: str, b: str) -> float:
+    """Return the share of words which two sentences have in common (Jaccard)."""
+    words_a, words_b = set(a.casefold().split()), set(b.casefold().split())
+    return len(words_a & words_b) / len(words_a | words_b)
+
+
+def main() -> None:
+    """Check the data and rewrite ``train.csv``."""
+    lines = (HERE / "intents.jsonl").read_text(encoding="utf-8").splitlines()
+    intents = {entry["intent"]: entry for entry in map(json.loads, lines)}
+    with (HERE / "eval.csv").open(encoding="utf-8", newline="") as file:
+        check(intents, {row[i].casefold() for row in csv.reader(file) for i in (0, 1)})
+    rng = random.Random(7)
+    rows: list[tuple[str, str, str]] = []
+    for entry in (entry for entry in intents.values() if entry["split"] == "train"):
+        near_texts = [text for near in entry["near_misses"] for text in intents[near]["utterances"]]
+        texts = rng.sample(entry["utterances"], k=UTTERANCES)
+        for shift in range(1, ROUNDS + 1):  # another shift each round, so no pair occurs twice
+            for text, other in zip(texts, texts[shift:] + texts[:shift], strict=True):
+                drawn = rng.sample(near_texts, k=CANDIDATES)
+                rows.append((text, other, max(drawn, key=partial(overlap, text))))
+    rng.shuffle(rows)
+    with (HERE / "train.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("sent0", "sent1", "hard_neg"), *rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""All options: `ModelArguments`, `DataArguments`, `SimCSETrainingArguments`.
+
+An option's text exists once, in `metadata["help"]`: the command line's --help and the options
+reference are made from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+
+from simcse_trainer.errors import InputError
+from simcse_trainer.model.pooling import POOLING_MODES
+from simcse_trainer.model.saving import PROJECTION_HEADS
+
+
+def _option(default: Any, text: str, **metadata: Any) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text, **metadata})
+    return field(default=default, metadata={"help": text, **metadata})
+
+
+@dataclass
+class ModelArguments:
+    """Which model to train, and how it turns tokens into an embedding."""
+
+    model_name_or_path: str = _option(
+        "bert-base-uncased",
+        "Backbone or trained model: a folder, a name on the Hub, or an installed model package.",
+    )
+    model_revision: str | None = _option(None, "Branch, tag or commit of the Hub model.")
+    pooling_mode: str | None = _option(
+        None,
+        "How tokens become a sentence embedding. Default: what the folder says, else cls.",
+        choices=list(POOLING_MODES),
+    )
+    projection_head: str | None = _option(
+        None,
+        "What stands on the pooled embedding: mlp (linear + tanh), none, or pooler (the "
+        "backbone's own trained pooling layer). Default: what the folder says; for a plain "
+        "backbone with cls pooling mlp, else none.",
+        choices=list(PROJECTION_HEADS),
+    )
+    mlp_only_train: bool | None = _option(
+        None,
+        "Use the projection head in training only. Default: true for unsupervised data (one "
+        "column), false for supervised, as in the paper.",
+    )
+    max_seq_length: int | None = _option(
+        None,
+        "Longer texts are cut, in tokens; saved with the model. Default: what the folder says, "
+        "else all that the backbone has room for.",
+    )
+    padding_free: bool = _option(
+        True, "Compute nothing on padding, where the backbone then computes exactly the same."
+    )
+    trust_remote_code: bool = _option(False, "Run model code that comes with a Hub repository.")
+
+
+@dataclass
+class DataArguments:
+    """What to train on, and what to evaluate on."""
+
+    train_file: list[str] = _option(
+        [],
+        "Training files or globs: txt, csv, tsv, json, jsonl or parquet, compressed or not. One "
+        "column: unsupervised; two: pairs; more: hard negatives.",
+    )
+    dataset_name: str | None = _option(None, "Hub data set to train on, instead of train_file.")
+    dataset_config_name: str | None = _option(None, "Subset of the Hub data set.")
+    dataset_split: str = _option("train", "Split of the Hub data set.")
+    columns: list[str] = _option(
+        [],
+        "Text columns in order: anchor, positive, hard negatives. Default: sent0, sent1, "
+        "hard_neg*, or the only column.",
+    )
+    nli_triplets: bool = _option(
+        False,
+        "Build triplets from rows of premise, hypothesis and label: entailments become "
+        "positives, contradictions hard negatives.",
+    )
+    drop_invalid_rows: bool = _option(
+        False, "Skip and count rows that cannot be used, instead of stopping at the first."
+    )
+    streaming: bool = _option(
+        False, "Read while training instead of beforehand, for data larger than the disk cache."
+    )
+    preprocessing_num_workers: int | None = _option(
+        None, "Processes that tokenize; only slow tokenizers gain from more than one."
+    )
+    eval_tasks: list[str] = _option(
+        [],
+        "STS tasks to evaluate on: names (stsb, sickr, sts12 ... sts16, korsts), folders of "
+        "sts_data_dir, or files of sentence1, sentence2, score.",
+    )
+    eval_split: str = _option("validation", "Split of the evaluation tasks.")
+    sts_data_dir: str | None = _option(
+        None, "Folder of <task>/<split>.csv files to use instead of the Hub's data sets."
+    )
+    neighbor_queries: list[str] = _option(
+        [],
+        "At the end show each query's nearest sentences of the evaluation data, before and after.",
+    )
+
+
+@dataclass
+class SimCSETrainingArguments(TrainingArguments):
+    """All of transformers' `TrainingArguments`, and those of the SimCSE objective."""
+
+    output_dir: str = _option("outputs/simcse", "Where checkpoints and the final model go.")
+    per_device_train_batch_size: int = _option(
+        64, "Sentences (or pairs, or triplets) per step and device; the others are the negatives."
+    )
+    learning_rate: float = _option(3e-5, "The initial learning rate for AdamW.")
+    temperature: float = _option(0.05, "Divides the cosine similarities (tau in the paper).")
+    hard_negative_weight: float = _option(
+        0.0, "A logit added to an anchor's own hard negatives; 0 gives them no extra weight."
+    )
+    mask_duplicate_negatives: bool = _option(
+        True, "Do not count a text as negative of an anchor that it equals or belongs to."
+    )
+    mlm_weight: float = _option(
+        0.0, "Weight of the auxiliary masked-language-model loss; the paper's is 0.1, 0 is off."
+    )
+    mlm_probability: float = _option(0.15, "Share of tokens that the auxiliary loss masks.")
+
+    def __post_init__(self) -> None:
+        """Check what argparse cannot.
+
+        Raises:
+            InputError: A value out of its range.
+        """
+        bounds = {
+            "temperature": (self.temperature > 0, "more than 0"),
+            "mlm_weight": (self.mlm_weight >= 0, "0 or more"),
+            "mlm_probability": (0 < self.mlm_probability < 1, "between 0 and 1"),
+            "per_device_train_batch_size": (self.per_device_train_batch_size > 1, "2 or more"),
+        }
+        for name, (holds, expected) in bounds.items():
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)}; expected {expected}.")
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model = "avg_sts"
+        super().__post_init__()

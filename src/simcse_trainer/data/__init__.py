@@ -1,0 +1,1 @@
+"""Files and Hub data sets to batches."""

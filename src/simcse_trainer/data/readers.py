@@ -1,0 +1,331 @@
+"""Files to rows: one reader per format, each row with the number by which a user finds it."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import glob
+import gzip
+import io
+import json
+import logging
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any
+
+from simcse_trainer.data.schema import describe, quote_names, suggest
+from simcse_trainer.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_ROWS = 100
+
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A record of a file.
+
+    Attributes:
+        number: Line at which it starts (txt, jsonl, csv with the header as line 1), or which
+            record it is (json, parquet); from 1.
+        values: Column -> value; empty where `problem` says why it could not be read.
+        problem: Short text such as "has 3 cells, the header has 2".
+    """
+
+    number: int
+    values: dict[str, object] = field(default_factory=dict)
+    problem: str | None = None
+
+
+# Column names, and rows, None standing for a blank line.
+Table = tuple[Sequence[str], Iterator["Row | None"]]
+
+
+def expand_files(patterns: Sequence[str]) -> list[Path]:
+    """Resolve `~` and globs; the matches of a glob are sorted, no file comes twice.
+
+    Raises:
+        InputError: A missing file, a folder, a glob without match, a format that nobody reads.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    files = list(dict.fromkeys(path for pattern in patterns for path in _expand(str(pattern))))
+    for path in files:
+        if file_format(path) not in _READERS:
+            raise InputError(
+                f"{path}: unknown kind of file; expected {', '.join(_READERS)}, each also with "
+                f"{', '.join(_COMPRESSIONS)}. Rename or convert the file, or narrow the pattern."
+            )
+    return files
+
+
+def file_format(path: Path) -> str:
+    """The suffix that decides on the reader: `.csv` for `train.CSV.gz`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return next((suffix for suffix in reversed(suffixes) if suffix not in _COMPRESSIONS), "")
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Read a file row by row; rows that cannot be read come as rows with a `problem`.
+
+    Raises:
+        InputError: What follows cannot be read either: a truncated archive, a quote that is
+            never closed, a header or an encoding that does not fit.
+    """
+    blank = 0
+    with _open_table(path) as (_, rows):
+        for row in rows:
+            if row is None:
+                blank += 1
+            else:
+                yield row
+    if blank:
+        logger.info("%s: skipped blank lines: %d.", path, blank)
+
+
+def sample_rows(path: Path) -> list[Row]:
+    """The first `SAMPLE_ROWS` rows, as `read_rows` gives them."""
+    with _open_table(path) as (_, rows):
+        return list(islice(filter(None, rows), SAMPLE_ROWS))
+
+
+def column_names(path: Path) -> list[str]:
+    """Names of the columns, from the header where the format has one.
+
+    For jsonl they are those of the first `SAMPLE_ROWS` objects. A text file's column is `text`.
+
+    Raises:
+        InputError: The file cannot be read, or has no row to take names from.
+    """
+    with _open_table(path) as (names, rows):
+        if not names:
+            row = next(filter(None, rows), None)
+            found = (
+                f"{path} has no rows" if row is None else f"{path} row {row.number} {row.problem}"
+            )
+            raise InputError(
+                f"{found}. Expected {file_format(path)} with at least one row of texts."
+            )
+        return list(names)
+
+
+def _expand(pattern: str) -> list[Path]:
+    path = Path(os.path.expanduser(pattern))
+    if path.is_dir():
+        inside = sorted(file.name for file in path.iterdir() if file_format(file) in _READERS)
+        found = f"it holds {', '.join(inside[:5])}" if inside else "it holds no data files"
+        raise InputError(
+            f"{path} is a folder, expected a file; {found}. Name the files, or a quoted pattern: "
+            f"'{path}/*{file_format(Path(inside[0])) if inside else '.csv'}'."
+        )
+    if path.exists():
+        return [path]
+    if not glob.has_magic(pattern):
+        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(
+            f"{path}: no such file{suggest(path.name, siblings, cutoff=0.8)}. Check the path."
+        )
+    files = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    files = [file for file in files if not file.is_dir()]
+    if not files:
+        raise InputError(f"{path}: no file matches the pattern. Check it, and the folder.")
+    return files
+
+
+@contextmanager
+def _open_table(path: Path) -> Iterator[Table]:
+    opener = _COMPRESSIONS.get(path.suffix.lower(), partial(open, mode="rb"))
+    try:
+        with opener(path) as file:
+            yield _READERS[file_format(path)](file, str(path))
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        compressed = path.suffix.lower() in _COMPRESSIONS
+        cause = "the compressed file is truncated or corrupt" if compressed else "it cannot be read"
+        raise InputError(f"{path}: {cause} ({error}). Write or download it again.") from None
+
+
+def _open_zstd(path: Path) -> IO[bytes]:
+    # pyarrow always comes with datasets, and unlike zstandard it notices a truncated file.
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+
+
+class _Lines(Iterator[str]):
+    """UTF-8 lines with their ends, decoded one by one so that an error knows its line."""
+
+    def __init__(self, file: IO[bytes], source: str) -> None:
+        # bytes.splitlines knows \n, \r\n and \r; str.splitlines would also cut at U+2028.
+        self._lines = (part for line in file for part in line.splitlines(keepends=True))
+        self._source = source
+        self._problem: str | None = None
+        self.number = 0
+        self.at_end = False
+
+    def __next__(self) -> str:
+        line = next(self._lines, None)
+        if line is None:
+            self.at_end = True
+            raise StopIteration
+        self.number += 1
+        if self.number == 1:
+            if line.startswith(_UTF16_MARKS):
+                raise InputError(f"{self._source} is UTF-16, expected UTF-8. Save it as UTF-8.")
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            where = f"byte 0x{line[error.start]:02x} at position {error.start + 1} of the line"
+            self._problem = self._problem or f"{where} is not UTF-8"
+            return line.decode(errors="replace")
+
+    def take_problem(self) -> str | None:
+        """What was wrong with the lines since the last call."""
+        problem, self._problem = self._problem, None
+        return problem
+
+
+def _read_txt(file: IO[bytes], source: str) -> Table:
+    lines = _Lines(file, source)
+    rows = (
+        Row(lines.number, {"text": line.rstrip("\r\n")}, lines.take_problem())
+        if line.strip()
+        else None
+        for line in lines
+    )
+    return ["text"], rows
+
+
+def _read_csv(file: IO[bytes], source: str, *, delimiter: str, others: str) -> Table:
+    records = _split_records(_Lines(file, source), delimiter, source)
+    number, header, problem = next((r for r in records if r[2] or any(r[1])), (1, [], None))
+    if problem:
+        raise InputError(f"{source} row {number} (the header): {problem}. Fix the header.")
+    if not header:
+        raise InputError(f"{source} is empty; expected a header line with the column names.")
+    repeated = {name for name in header if name and header.count(name) > 1}
+    if repeated:
+        raise InputError(f"{source}: the header names {quote_names(repeated)} twice. Rename one.")
+    if len(header) == 1 and set(header[0]) & set(others):
+        raise InputError(
+            f"{source}: the header is {header[0]!r}, one column. Expected columns separated by "
+            f"{delimiter!r} and a header of column names: .csv for ',' and .tsv for tabs."
+        )
+    return header, (_csv_row(header, *record) for record in records)
+
+
+def _csv_row(header: list[str], number: int, cells: list[str], problem: str | None) -> Row | None:
+    if problem is None:
+        if not cells or (len(cells) == 1 and cells[0].isspace()):
+            return None
+        if len(cells) == len(header):
+            return Row(number, dict(zip(header, cells, strict=True)))
+        problem = f"has {len(cells)} cells, the header has {len(header)}"
+    return Row(number, {}, problem)
+
+
+def _split_records(
+    lines: _Lines, delimiter: str, source: str
+) -> Iterator[tuple[int, list[str], str | None]]:
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        start = lines.number + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            too_long = "field limit" in str(error) and lines.number > start
+            if too_long or lines.at_end:
+                raise InputError(
+                    f"{source} row {start}: a quote that opens in this row is not closed. Close "
+                    'it, or double it (") where it belongs to the text.'
+                ) from None
+            lines.take_problem()
+            yield start, [], f"cannot be parsed ({error})"
+            continue
+        yield start, cells, lines.take_problem()
+
+
+def _read_json(file: IO[bytes], source: str) -> Table:
+    lines = _Lines(file, source)
+    text = "".join(lines)
+    problem = lines.take_problem()
+    if problem or not text.strip():
+        raise InputError(f"{source} {problem or 'is empty'}. Expected a JSON array of objects.")
+    try:
+        records = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        records, problem = None, f"not valid JSON ({error})"
+    if not isinstance(records, list):
+        advice = " Rename it to .jsonl if it has one object a line." if text[0] == "{" else ""
+        raise InputError(
+            f"{source}: {problem or describe(records)}, expected an array of objects.{advice}"
+        )
+    rows = [_object_row(number, record) for number, record in enumerate(records, 1)]
+    return _union_of_names(rows), iter(rows)
+
+
+def _read_jsonl(file: IO[bytes], source: str) -> Table:
+    lines = _Lines(file, source)
+    rows = (_json_line(lines, line) if line.strip() else None for line in lines)
+    head = list(islice(rows, SAMPLE_ROWS))
+    return _union_of_names(head), chain(head, rows)
+
+
+def _json_line(lines: _Lines, line: str) -> Row:
+    problem = lines.take_problem()
+    if problem is not None:
+        return Row(lines.number, {}, problem)
+    try:
+        return _object_row(lines.number, json.loads(line))
+    except (ValueError, RecursionError) as error:
+        return Row(lines.number, {}, f"is not valid JSON ({error})")
+
+
+def _object_row(number: int, record: object) -> Row:
+    if isinstance(record, dict):
+        return Row(number, record)
+    return Row(number, {}, f"is {describe(record)}, expected a JSON object")
+
+
+def _union_of_names(rows: Sequence[Row | None]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows if row for name in row.values))
+
+
+def _read_parquet(file: IO[bytes], source: str) -> Table:
+    import pyarrow
+    from pyarrow import parquet
+
+    # Parquet is read from its end, where a decompressor cannot go.
+    plain = isinstance(getattr(file, "raw", None), io.FileIO)
+    try:
+        table = parquet.ParquetFile(file if plain else io.BytesIO(file.read()))
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{source} is no parquet file ({error}). Write it again.") from None
+    records = (record for batch in table.iter_batches(1000) for record in batch.to_pylist())
+    return table.schema_arrow.names, (Row(n, record) for n, record in enumerate(records, 1))
+
+
+_READERS: dict[str, Callable[[IO[bytes], str], Table]] = {
+    ".txt": _read_txt,
+    ".csv": partial(_read_csv, delimiter=",", others=";\t"),
+    ".tsv": partial(_read_csv, delimiter="\t", others=",;"),
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+_COMPRESSIONS: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zstd,
+}

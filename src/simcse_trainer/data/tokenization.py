@@ -1,0 +1,60 @@
+"""Text columns to token ids, once, cached and in parallel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+INPUT_IDS = "input_ids"
+
+
+def tokenize_dataset(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_seq_length: int,
+    num_proc: int | None = None,
+) -> Dataset | IterableDataset:
+    """Replace the text columns of each row by `input_ids`, one list of token ids per column.
+
+    Args:
+        dataset: Canonical text columns, as `prepare_dataset` gives them, in view order.
+        tokenizer: Fast tokenizers use all cores by themselves.
+        max_seq_length: Longer texts are cut, in tokens, special ones included.
+        num_proc: Processes; more than one is for slow tokenizers.
+    """
+    # A call sets the tokenizer's truncation. Doing so beforehand keeps its fingerprint, by which
+    # datasets finds its cache, the same in every run.
+    tokenizer("", truncation=True, max_length=max_seq_length)
+    options: dict[str, Any] = {}
+    if isinstance(dataset, Dataset):
+        options = {"num_proc": num_proc, "desc": "Tokenizing"}
+    return dataset.map(
+        _tokenize_rows,
+        batched=True,
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "max_seq_length": max_seq_length,
+            "columns": list(dataset.column_names),
+        },
+        remove_columns=list(dataset.column_names),
+        **options,
+    )
+
+
+def _tokenize_rows(
+    rows: Mapping[str, list[str]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_seq_length: int,
+    columns: Sequence[str],
+) -> dict[str, list[list[list[int]]]]:
+    views = [
+        tokenizer(rows[column], truncation=True, max_length=max_seq_length)["input_ids"]
+        for column in columns
+    ]
+    # Some tokenizers give no token for a text of characters they drop.
+    filler = [tokenizer.pad_token_id or 0]
+    return {INPUT_IDS: [[ids or filler for ids in row] for row in zip(*views, strict=True)]}

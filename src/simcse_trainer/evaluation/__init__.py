@@ -1,0 +1,1 @@
+"""How good an embedding is: semantic textual similarity and, later, transfer and the space."""

@@ -1,0 +1,146 @@
+"""Semantic textual similarity: does the cosine of two embeddings rank pairs as people do?
+
+The protocol of Gao et al. 2021, section 6.1 and appendix B: no regressor, Spearman correlation,
+all pairs of a task together ("all").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from simcse_trainer.data.loading import load_scored_pairs
+from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.metrics import SpearmanCorrelation
+
+Encoder = Callable[[Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class HubTask:
+    """Where a task is on the Hub, and what its columns and splits are called there."""
+
+    dataset: str
+    splits: Mapping[str, str]
+    config: str | None = None
+    columns: tuple[str, str, str] = ("sentence1", "sentence2", "score")
+
+
+_TEST = {"test": "test"}
+_ALL = {"train": "train", "validation": "validation", "test": "test"}
+
+TASKS = {
+    "sts12": HubTask("mteb/sts12-sts", _TEST),
+    "sts13": HubTask("mteb/sts13-sts", _TEST),
+    "sts14": HubTask("mteb/sts14-sts", _TEST),
+    "sts15": HubTask("mteb/sts15-sts", _TEST),
+    "sts16": HubTask("mteb/sts16-sts", _TEST),
+    "stsb": HubTask("mteb/stsbenchmark-sts", _ALL),
+    "sickr": HubTask("mteb/sickr-sts", _TEST),
+    "korsts": HubTask("dkoterwa/kor-sts", _ALL),
+}
+
+
+def load_sts_tasks(
+    tasks: Sequence[str], *, split: str, data_dir: str | None = None
+) -> dict[str, Any]:
+    """Load tasks by name.
+
+    Args:
+        tasks: Names of `TASKS`, or of folders in `data_dir`, or csv/tsv/jsonl files of
+            sentence1, sentence2 and score; a file's name without its ending becomes its task.
+        split: `validation` or `test`.
+        data_dir: A folder of `<task>/<split>.csv`; by default the tasks come from the Hub.
+
+    Returns:
+        Name -> data set of sentence1, sentence2, score.
+
+    Raises:
+        InputError: An unknown task, or one that does not have the split.
+    """
+    loaded: dict[str, Any] = {}
+    for task in tasks:
+        path = Path(task)
+        if path.suffix:
+            loaded[path.name.split(".")[0]] = load_scored_pairs(path)
+        elif data_dir is not None:
+            loaded[task] = load_scored_pairs(_task_file(task, split, Path(data_dir)))
+        else:
+            loaded[task] = _from_hub(task, split)
+    return loaded
+
+
+def evaluate_sts(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:
+    """Spearman correlation, times 100, of cosine similarities with gold scores.
+
+    Args:
+        encode: Texts to embeddings [n, D]; called once, with every different text once.
+        tasks: Name -> data set (or mapping of lists) of sentence1, sentence2, score.
+
+    Returns:
+        `<task>_spearman` of each task and their mean, `avg_sts`. A correlation that does not
+        exist, because all cosines are equal, is NaN.
+    """
+    pairs = {
+        name: (list(data["sentence1"]), list(data["sentence2"])) for name, data in tasks.items()
+    }
+    sides = [text for both in pairs.values() for side in both for text in side]
+    rows = {text: row for row, text in enumerate(dict.fromkeys(sides))}
+    embeddings = F.normalize(encode(list(rows)).double(), dim=-1)
+    metric = SpearmanCorrelation(keep_in_memory=True)
+    results = {}
+    for name, (left, right) in pairs.items():
+        first, second = (
+            embeddings[torch.tensor([rows[text] for text in side])] for side in (left, right)
+        )
+        cosines = (first * second).sum(-1)
+        found = metric.compute(predictions=cosines.tolist(), references=list(tasks[name]["score"]))
+        results[f"{name}_spearman"] = found["spearman"]
+    results["avg_sts"] = sum(results.values()) / len(results)
+    return results
+
+
+def _task_file(task: str, split: str, data_dir: Path) -> Path:
+    path = data_dir / task / f"{split}.csv"
+    if path.is_file():
+        return path
+    found = sorted(str(p.relative_to(data_dir)) for p in data_dir.glob("*/*.csv"))
+    raise InputError(
+        f"{path} is not there. Expected <task>/<split>.csv in {data_dir}; found "
+        f"{', '.join(found) or 'no such file'}. Check --sts_data_dir, --eval_tasks, --eval_split."
+    )
+
+
+def _from_hub(task: str, split: str) -> Any:
+    if task not in TASKS:
+        raise InputError(
+            f"'{task}' is no known task; expected one of {', '.join(TASKS)}, a file of sentence1, "
+            "sentence2, score, or a folder in --sts_data_dir."
+        )
+    hub = TASKS[task]
+    if split not in hub.splits:
+        raise InputError(
+            f"{hub.dataset} has no split '{split}', only {', '.join(hub.splits)}. Pass "
+            f"--eval_split {next(iter(hub.splits))}, leave {task} out of --eval_tasks, or give "
+            "your own data with --sts_data_dir."
+        )
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(hub.dataset, hub.config, split=hub.splits[split])
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"The evaluation task {task} could not be loaded from the Hub ({hub.dataset}): "
+            f"{reason} Without Hub access pass --sts_data_dir with <task>/<split>.csv files, or "
+            "--eval_tasks with a file of sentence1, sentence2, score."
+        ) from error
+    return data.rename_columns(
+        dict(zip(hub.columns, ("sentence1", "sentence2", "score"), strict=True))
+    )

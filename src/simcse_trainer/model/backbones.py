@@ -1,0 +1,157 @@
+"""Any encoder or decoder of transformers as a backbone, padding-free where that is exact."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+
+from simcse_trainer.errors import InputError
+from simcse_trainer.model.attention import ATTENTION_NAME, packing_indices
+
+logger = logging.getLogger(__name__)
+
+# How far packed and padded hidden states may lie apart, relative to the largest: round-off stays
+# below this, a wrong mask or a wrong position is far above it.
+_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+def load_backbone(
+    name_or_path: str, *, pooling_layer: bool = False, **options: Any
+) -> PreTrainedModel:
+    """`AutoModel` without the pooling layer that some families add on top.
+
+    Args:
+        name_or_path: A folder, or a name on the Hub.
+        pooling_layer: Keep the family's own pooling layer, for checkpoints that trained it.
+        options: For `from_pretrained`: revision, token, dtype, trust_remote_code, ...
+
+    Raises:
+        InputError: transformers finds no model there, or it is an encoder-decoder.
+    """
+    hub = {k: options[k] for k in ("revision", "token", "trust_remote_code") if k in options}
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, **hub)
+        if config.is_encoder_decoder:
+            raise InputError(
+                f"'{name_or_path}' is an encoder-decoder ({config.model_type}); SimCSE needs an "
+                "encoder or a decoder. Choose a backbone such as bert-base-uncased."
+            )
+        if not pooling_layer and _has_pooling_layer(config):
+            options["add_pooling_layer"] = False
+        backbone: PreTrainedModel = AutoModel.from_pretrained(
+            name_or_path, config=config, **options
+        )
+        return backbone
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"No model could be loaded from '{name_or_path}': {reason} "
+            "Check --model_name_or_path: a folder with config.json, or a name on the Hub."
+        ) from error
+
+
+def enable_packing(backbone: PreTrainedModel) -> int | None:
+    """Switch a backbone to padding-free batches, if it then computes the same as padded.
+
+    Whether a family goes through the attention interface, and from where it counts positions
+    (RoBERTa starts after its padding token's number), is found out by trying with a few tokens
+    rather than from a list of names.
+
+    Returns:
+        What to add to positions counted from 0, or None if batches have to be padded.
+    """
+    usual, was_training = backbone.config._attn_implementation, backbone.training
+    backbone.eval()
+    try:
+        if not backbone._can_set_attn_implementation():
+            return None
+        expected = _probe_padded(backbone)
+        backbone.set_attn_implementation(ATTENTION_NAME)
+        for offset in _position_offsets(backbone.config):
+            if _is_close(_probe_packed(backbone, offset), expected):
+                return offset
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        logger.debug("packed probe of %s: %s", type(backbone).__name__, error)
+    finally:
+        backbone.train(was_training)
+    backbone.set_attn_implementation(usual)
+    return None
+
+
+def _has_pooling_layer(config: PreTrainedConfig) -> bool:
+    model_class: Any = MODEL_MAPPING.get(type(config), None)
+    if not isinstance(model_class, type):  # unknown, or a choice of several
+        return False
+    return "add_pooling_layer" in inspect.signature(model_class).parameters
+
+
+def _position_offsets(config: PreTrainedConfig) -> list[int]:
+    padding = getattr(config, "pad_token_id", None)
+    return [0] if padding is None else [0, padding + 1]
+
+
+def _probe_sentences(backbone: PreTrainedModel) -> list[Tensor]:
+    """Two sentences, one of them longer than the window of local attention, where there is one."""
+    config = backbone.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or 0
+    room = getattr(config, "max_position_embeddings", None) or 512
+    # Windows of thousands of tokens are beyond what sentences reach, and dear to try.
+    longest = window + 4 if 0 < window <= min(256, room - 8) else 5
+    start = (getattr(config, "pad_token_id", None) or 0) + 1
+    ids = (torch.arange(longest + 3) + start) % config.vocab_size
+    return [ids[:longest].to(backbone.device), ids[longest:].to(backbone.device)]
+
+
+@torch.no_grad()
+def _probe_padded(backbone: PreTrainedModel) -> Tensor:
+    sentences = _probe_sentences(backbone)
+    padding = backbone.config.get_text_config().pad_token_id or 0
+    ids = torch.nn.utils.rnn.pad_sequence(sentences, batch_first=True, padding_value=padding)
+    mask = torch.nn.utils.rnn.pad_sequence(
+        [torch.ones_like(s) for s in sentences], batch_first=True
+    )
+    hidden: Tensor = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+    return hidden[mask.bool()]
+
+
+@torch.no_grad()
+def _probe_packed(backbone: PreTrainedModel, offset: int) -> Tensor:
+    sentences = _probe_sentences(backbone)
+    indices = packing_indices(torch.tensor([len(s) for s in sentences]))
+    on_device = {name: index.to(backbone.device) for name, index in indices.items()}
+    out = run_packed(backbone, torch.cat(sentences)[None], on_device, offset)
+    hidden: Tensor = out.last_hidden_state[0]
+    return hidden
+
+
+def run_packed(
+    backbone: Any, input_ids: Tensor, indices: dict[str, Tensor], offset: int, **kwargs: Any
+) -> Any:
+    """Call a backbone on a packed batch.
+
+    Args:
+        backbone: One that `enable_packing` accepted.
+        input_ids: [1, T].
+        indices: From `packing_indices`.
+        offset: From `enable_packing`.
+        kwargs: For the backbone's forward.
+    """
+    indices = dict(indices)
+    positions = indices.pop("position_ids") + offset
+    # A four-dimensional mask is handed to the attention as it is: no [T, T] mask is built.
+    marker = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
+    return backbone(
+        input_ids=input_ids, attention_mask=marker, position_ids=positions, **indices, **kwargs
+    )
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    tolerance = _TOLERANCE.get(expected.dtype, 1e-4)
+    return bool((found - expected).abs().max() <= tolerance * expected.abs().max())

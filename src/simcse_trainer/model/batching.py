@@ -1,0 +1,36 @@
+"""Token lists to the tensors of one batch, packed or padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from simcse_trainer.model.attention import packing_indices
+
+
+def build_batch(
+    sentences: Sequence[Sequence[int]], *, padding_free: bool, pad_token_id: int
+) -> dict[str, Tensor]:
+    """The inputs of `SimCSEModel.forward` for N sentences.
+
+    Args:
+        sentences: N lists of token ids, none of them empty.
+        padding_free: Pack the sentences into one row instead of padding them.
+        pad_token_id: Fills the right side of padded rows.
+
+    Returns:
+        Packed: `input_ids` [1, T], `lengths` [N] and the indices of `packing_indices`.
+        Padded: `input_ids` and `attention_mask` [N, L].
+    """
+    if padding_free:
+        lengths = torch.tensor([len(ids) for ids in sentences])
+        flat = torch.tensor([token for ids in sentences for token in ids])
+        return {"input_ids": flat[None], "lengths": lengths, **packing_indices(lengths)}
+    rows = [torch.tensor(ids) for ids in sentences]
+    return {
+        "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_token_id),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
+    }

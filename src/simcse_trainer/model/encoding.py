@@ -1,0 +1,75 @@
+"""Texts to embeddings, for inference and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from simcse_trainer.errors import InputError
+from simcse_trainer.model.batching import build_batch
+
+if TYPE_CHECKING:
+    from simcse_trainer.model.modeling import SimCSEModel
+
+
+@torch.no_grad()
+def encode(
+    model: SimCSEModel,
+    sentences: Sequence[str],
+    *,
+    batch_size: int = 128,
+    show_progress_bar: bool = False,
+) -> Tensor:
+    """Embed sentences, in the order given; the model is in evaluation mode meanwhile.
+
+    Args:
+        model: Any SimCSE model.
+        sentences: n texts; those over `model.max_seq_length` tokens are cut.
+        batch_size: Sentences per forward pass; batches are of like lengths.
+        show_progress_bar: On stderr.
+
+    Returns:
+        [n, D], float32 (float64 for a float64 model), on the CPU, not normalised.
+
+    Raises:
+        InputError: The model has no tokenizer.
+    """
+    token_ids = tokenize(model, sentences)
+    order = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
+    was_training = model.training
+    model.eval()
+    rows = []
+    try:
+        starts = range(0, len(order), batch_size)
+        for start in tqdm(starts, desc="Encoding", disable=not show_progress_bar):
+            batch = build_batch(
+                [token_ids[i] for i in order[start : start + batch_size]],
+                padding_free=model.padding_free,
+                pad_token_id=model.pad_token_id,
+            )
+            out = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            rows.append(out.embeddings.cpu())
+    finally:
+        model.train(was_training)
+    if not rows:
+        return torch.empty(0, model.embedding_dimension)
+    sorted_rows = torch.cat(rows)
+    result = torch.empty_like(sorted_rows)
+    result[order] = sorted_rows
+    return result if result.dtype == torch.float64 else result.float()
+
+
+def tokenize(model: SimCSEModel, sentences: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, cut to the model's length, never empty."""
+    if model.tokenizer is None:
+        raise InputError("This model has no tokenizer; pass one: SimCSEModel(backbone, tokenizer).")
+    if not sentences:
+        return []
+    ids: list[list[int]] = model.tokenizer(
+        list(sentences), truncation=True, max_length=model.max_seq_length
+    )["input_ids"]
+    return [row or [model.pad_token_id] for row in ids]

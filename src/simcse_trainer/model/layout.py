@@ -1,0 +1,215 @@
+"""The folder layout: what stands beside the backbone's own files, as data.
+
+The layout is that of sentence-transformers in its oldest form, which all its versions load:
+
+    modules.json                      the order of the modules
+    sentence_bert_config.json         the maximal length
+    config_sentence_transformers.json the similarity function
+    1_Pooling/                        preceded by 1_WeightedLayerPooling/ where two layers are read
+    2_Dense/                          the projection head, where inference uses it
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, zeros
+
+from simcse_trainer.errors import InputError
+from simcse_trainer.model.pooling import LAYER_PAIRS
+
+TRANSFORMER = "sentence_transformers.models.Transformer"
+POOLING = "sentence_transformers.models.Pooling"
+LAYER_POOLING = "sentence_transformers.models.WeightedLayerPooling"
+DENSE = "sentence_transformers.models.Dense"
+
+# The flags of Pooling's oldest form. "mean_sqrt_len_tokens" has no counterpart here.
+_POOLING_FLAGS = {
+    "cls": "pooling_mode_cls_token",
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "lasttoken": "pooling_mode_lasttoken",
+    "weightedmean": "pooling_mode_weightedmean_tokens",
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a folder says about its sentence embedding.
+
+    Attributes:
+        pooling_mode: How tokens become a sentence embedding.
+        max_seq_length: In tokens, special ones included; None if the folder does not say.
+        dense: State dict of the projection head (`linear.weight`, `linear.bias`), or None.
+    """
+
+    pooling_mode: str
+    max_seq_length: int | None
+    dense: dict[str, Tensor] | None
+
+
+def write_layout(folder: Path, layout: Layout, *, hidden_size: int, num_layers: int) -> None:
+    """Write everything but the backbone and the tokenizer.
+
+    Args:
+        folder: An existing folder.
+        layout: What to write.
+        hidden_size: D of the backbone.
+        num_layers: Layers of the backbone.
+    """
+    modules = [("", TRANSFORMER)]
+
+    def add(kind: str, config: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
+        path = f"{len(modules)}_{kind.rsplit('.', 1)[-1]}"
+        modules.append((path, kind))
+        (folder / path).mkdir(exist_ok=True)
+        _write_json(folder / path / "config.json", config)
+        if weights:
+            save_file(weights, folder / path / "model.safetensors")
+
+    token_pooling = layout.pooling_mode
+    if pair := LAYER_PAIRS.get(layout.pooling_mode):
+        token_pooling = "mean"
+        weights = zeros(num_layers + 1)
+        weights[list(pair)] = 1.0
+        config = {"word_embedding_dimension": hidden_size, "layer_start": 0}
+        add(LAYER_POOLING, config | {"num_hidden_layers": num_layers}, {"layer_weights": weights})
+    flags = {flag: mode == token_pooling for mode, flag in _POOLING_FLAGS.items()}
+    add(POOLING, {"word_embedding_dimension": hidden_size, **flags})
+    if layout.dense is not None:
+        out_features, in_features = layout.dense["linear.weight"].shape
+        add(
+            DENSE,
+            {
+                "in_features": in_features,
+                "out_features": out_features,
+                "bias": True,
+                "activation_function": "torch.nn.modules.activation.Tanh",
+            },
+            layout.dense,
+        )
+    _write_json(
+        folder / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": path, "type": kind}
+            for i, (path, kind) in enumerate(modules)
+        ],
+    )
+    _write_json(
+        folder / "sentence_bert_config.json",
+        {"max_seq_length": layout.max_seq_length, "do_lower_case": False},
+    )
+    _write_json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    )
+
+
+def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
+    """Read what `write_layout`, or any version of sentence-transformers, has written.
+
+    Args:
+        name_or_path: A folder, or a name on the Hub.
+        hub: `revision` and `token`.
+
+    Returns:
+        None if there is no `modules.json`: a plain backbone.
+
+    Raises:
+        InputError: The folder has modules that SimCSE cannot represent.
+    """
+
+    def read(filename: str, parse: Callable[[Path], Any] = _read_json) -> Any:
+        path = find_file(name_or_path, filename, **hub)
+        return None if path is None else parse(path)
+
+    modules = read("modules.json")
+    if modules is None:
+        return None
+    pooling_mode, dense = "mean", None
+    layer_pair = None
+    for module in modules:
+        kind, path = module["type"].rsplit(".", 1)[-1], module["path"]
+        config: dict[str, Any] = (read(f"{path}/config.json") if path else None) or {}
+        if kind == "WeightedLayerPooling":
+            layer_pair = _layer_pair(read(f"{path}/model.safetensors", load_file), name_or_path)
+        elif kind == "Pooling":
+            pooling_mode = _pooling_mode(config, name_or_path)
+        elif kind == "Dense":
+            dense = _dense(config, read(f"{path}/model.safetensors", load_file), name_or_path)
+        elif kind not in ("Transformer", "Normalize"):  # cosines do not see the length
+            raise InputError(
+                f"'{name_or_path}' has a module {kind} in modules.json; SimCSE models consist of "
+                "Transformer, Pooling, Dense and Normalize. Use another checkpoint."
+            )
+    length = (read("sentence_bert_config.json") or {}).get("max_seq_length")
+    return Layout(layer_pair or pooling_mode, length, dense)
+
+
+def find_file(name_or_path: str, filename: str, **hub: Any) -> Path | None:
+    """A file of a folder or of a Hub repository; None if it is not there."""
+    if Path(name_or_path).is_dir():
+        path = Path(name_or_path, filename)
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(name_or_path, filename, **hub))
+    except (EntryNotFoundError, LocalEntryNotFoundError):
+        return None
+    except (OSError, ValueError):
+        # No such repository, or no way to it: loading the backbone says so in full.
+        return None
+
+
+def _pooling_mode(config: dict[str, Any], source: str) -> str:
+    modes = config.get("pooling_mode")
+    if modes is None:
+        flags = {flag: mode for mode, flag in _POOLING_FLAGS.items()}
+        modes = [
+            flags.get(key, key) for key, on in config.items() if "_mode_" in key and on is True
+        ]
+    modes = [modes] if isinstance(modes, str) else list(modes)
+    if len(modes) != 1 or modes[0] not in _POOLING_FLAGS:
+        raise InputError(
+            f"'{source}' pools by {' + '.join(modes) or 'nothing'}; expected one of "
+            f"{', '.join(_POOLING_FLAGS)}. Use another checkpoint."
+        )
+    return str(modes[0])
+
+
+def _layer_pair(weights: dict[str, Tensor], source: str) -> str:
+    used = weights["layer_weights"].nonzero()[:, 0].tolist()
+    for mode, pair in LAYER_PAIRS.items():
+        if used == sorted(range(len(weights["layer_weights"]))[layer] for layer in pair):
+            return mode
+    raise InputError(
+        f"'{source}' averages the layers {used}; SimCSE knows {', '.join(LAYER_PAIRS)}. "
+        "Use another checkpoint."
+    )
+
+
+def _dense(
+    config: dict[str, Any], weights: dict[str, Tensor] | None, source: str
+) -> dict[str, Tensor]:
+    activation = config.get("activation_function", "").rsplit(".", 1)[-1]
+    if activation != "Tanh" or weights is None or "linear.bias" not in weights:
+        raise InputError(
+            f"'{source}' has a Dense module with activation {activation or 'none'}; SimCSE's "
+            "projection head is a linear layer with bias and Tanh, as safetensors. "
+            "Use another checkpoint."
+        )
+    return weights
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

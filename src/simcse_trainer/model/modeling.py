@@ -1,0 +1,187 @@
+"""SimCSEModel: a backbone, a pooling mode and a projection head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.generic import ModelOutput
+
+from simcse_trainer.errors import InputError
+from simcse_trainer.model.backbones import enable_packing, run_packed
+from simcse_trainer.model.heads import MLMHead, ProjectionHead
+from simcse_trainer.model.pooling import LAYER_PAIRS, POOLING_MODES, pool, select_layers
+from simcse_trainer.objective import mlm_loss
+from simcse_trainer.objective.mlm import IGNORED
+
+
+@dataclass
+class SimCSEOutput(ModelOutput):
+    """What a forward pass gives.
+
+    Attributes:
+        embeddings: [N, D], one per sentence, not normalised.
+        mlm_loss: Scalar, only if masked tokens were given.
+    """
+
+    embeddings: Tensor | None = None
+    mlm_loss: Tensor | None = None
+
+
+class SimCSEModel(nn.Module):
+    """A sentence encoder (Gao et al. 2021, sections 3, 4 and 6.3).
+
+    Args:
+        backbone: Any encoder or decoder of transformers, without a pooling layer of its own.
+        tokenizer: Needed by `encode`, by saving and by the Trainer on text.
+        pooling_mode: A key of `POOLING_MODES`.
+        head: The projection head, or None.
+        mlp_only_train: True: the head is used in training only (unsupervised SimCSE). False: at
+            inference too (supervised). None: not decided yet; the Trainer decides by the data,
+            and until then an untrained head is not used at inference.
+        mlm_head: For the auxiliary objective, or None.
+        max_seq_length: Longer texts are cut, in tokens, special ones included.
+        padding_free: Pack batches if the backbone then computes the same as with padding.
+    """
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        pooling_mode: str = "cls",
+        head: ProjectionHead | None = None,
+        mlp_only_train: bool | None = None,
+        mlm_head: MLMHead | None = None,
+        max_seq_length: int = 512,
+        padding_free: bool = True,
+    ):
+        super().__init__()
+        if pooling_mode not in POOLING_MODES:
+            raise InputError(
+                f"pooling_mode is '{pooling_mode}'; expected one of {', '.join(POOLING_MODES)}."
+            )
+        self.backbone = backbone
+        self.tokenizer = tokenizer
+        self.pooling_mode = pooling_mode
+        self.head = head
+        self.mlp_only_train = mlp_only_train
+        self.mlm_head = mlm_head
+        self.max_seq_length = max_seq_length
+        self.position_offset = enable_packing(backbone) if padding_free else None
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> SimCSEModel:
+        """Load a trained folder or a plain backbone; see `saving.load_model` for the options."""
+        from simcse_trainer.model.saving import load_model
+
+        return load_model(str(name_or_path), **options)
+
+    def save_pretrained(self, folder: str | Path, *, training_heads: bool = False) -> None:
+        """Write a folder that every loader reads; see `saving.save_model`."""
+        from simcse_trainer.model.saving import save_model
+
+        save_model(self, Path(folder), training_heads=training_heads)
+
+    @property
+    def config(self) -> Any:
+        """The backbone's configuration."""
+        return self.backbone.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def padding_free(self) -> bool:
+        """Whether batches are packed; False if the backbone only computes the same when padded."""
+        return self.position_offset is not None
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills padded batches."""
+        found = getattr(self.tokenizer, "pad_token_id", None)
+        found = getattr(self.config, "pad_token_id", None) if found is None else found
+        return found or 0
+
+    @property
+    def embedding_dimension(self) -> int:
+        """D of the embeddings that `encode` returns."""
+        if self.head is not None and self._uses_head(training=False):
+            return self.head.dense.out_features
+        return int(self.config.hidden_size)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        mlm_input_ids: Tensor | None = None,
+        mlm_labels: Tensor | None = None,
+        **indices: Tensor,
+    ) -> SimCSEOutput:
+        """Embed a batch as `build_batch` makes it.
+
+        Args:
+            input_ids: Packed [1, T], or padded [N, L].
+            attention_mask: [N, L] of a padded batch.
+            lengths: [N] of a packed batch.
+            mlm_input_ids: As input_ids, corrupted; predicted in a second pass of the backbone.
+            mlm_labels: As input_ids, -100 where nothing is predicted.
+            indices: The rest of a packed batch, from `packing_indices`.
+        """
+        hidden, lengths = self._hidden(input_ids, attention_mask, lengths, indices)
+        embeddings = pool(hidden, lengths, self.pooling_mode)
+        if self.head is not None and self._uses_head(self.training):
+            embeddings = self.head(embeddings)
+        if mlm_input_ids is None or mlm_labels is None:
+            return SimCSEOutput(embeddings=embeddings)
+        assert self.mlm_head is not None
+        hidden, _ = self._hidden(mlm_input_ids, attention_mask, lengths, indices, last_layer=True)
+        labels = (
+            mlm_labels if attention_mask is None else mlm_labels[attention_mask.bool()]
+        ).flatten()
+        predicted = labels != IGNORED
+        loss = mlm_loss(self.mlm_head(hidden[predicted]), labels[predicted])
+        return SimCSEOutput(embeddings=embeddings, mlm_loss=loss)
+
+    def encode(self, sentences: Sequence[str], **options: Any) -> Tensor:
+        """Embed texts; see `encoding.encode` for the options."""
+        from simcse_trainer.model.encoding import encode
+
+        return encode(self, sentences, **options)
+
+    def activation_checkpointing_enable(self, **kwargs: Any) -> None:
+        """Recompute the backbone's activations in the backward pass instead of keeping them."""
+        self.backbone.activation_checkpointing_enable(**kwargs)
+
+    def _uses_head(self, training: bool) -> bool:
+        return training or self.mlp_only_train is False
+
+    def _hidden(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        lengths: Tensor | None,
+        indices: dict[str, Tensor],
+        last_layer: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states [T, D] of the real tokens, and the lengths [N] of their sentences."""
+        layers = {"output_hidden_states": self.pooling_mode in LAYER_PAIRS and not last_layer}
+        if attention_mask is None:
+            assert self.position_offset is not None
+            out = run_packed(self.backbone, input_ids, indices, self.position_offset, **layers)
+        else:
+            out = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **layers)
+        states = out.hidden_states if layers["output_hidden_states"] else [out.last_hidden_state]
+        hidden = select_layers(states, self.pooling_mode) if len(states) > 1 else states[0]
+        if attention_mask is None:
+            assert lengths is not None
+            return hidden[0], lengths
+        return hidden[attention_mask.bool()], attention_mask.sum(1)

