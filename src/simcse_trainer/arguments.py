@@ -66,9 +66,9 @@ class DataArguments:
     train_file: list[str] = _option(
         [],
         "Training files or globs: txt, csv, tsv, json, jsonl or parquet, compressed or not. One "
-        "column: unsupervised; two: pairs; more: hard negatives.",
+        "column: unsupervised; two: pairs; more: hard negatives. With dataset_name: files of it.",
     )
-    dataset_name: str | None = _option(None, "Hub data set to train on, instead of train_file.")
+    dataset_name: str | None = _option(None, "Hub data set to train on.")
     dataset_config_name: str | None = _option(None, "Subset of the Hub data set.")
     dataset_split: str = _option("train", "Split of the Hub data set.")
     columns: list[str] = _option(

@@ -97,7 +97,7 @@ def config_tokens(path: Path, parser: HfArgumentParser) -> list[str]:
 
 
 def _tokens(key: str, value: Any) -> list[str]:
-    if value is None:
+    if value is None or value == []:
         return []
     if isinstance(value, list):
         return [f"--{key}", *(_scalar(item) for item in value)]

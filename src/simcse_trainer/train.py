@@ -18,8 +18,10 @@ from simcse_trainer.config import parse_arguments
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import load_sts_tasks
+from simcse_trainer.hub.model_card import CardFacts, render_card
 from simcse_trainer.model.modeling import SimCSEModel
-from simcse_trainer.summary import format_summary, take_snapshot
+from simcse_trainer.model.packaged import PACKAGED_MODELS
+from simcse_trainer.summary import Snapshot, format_summary, take_snapshot
 from simcse_trainer.trainer import SimCSETrainer
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,8 @@ def run_training(
     trainer.save_state()
     if trainer.is_world_process_zero():
         folder = Path(str(args.output_dir))
+        card = render_card(_card_facts(trainer, model_args, data_args, before, after))
+        (folder / "README.md").write_text(card, encoding="utf-8")
         print("\n" + format_summary(before, after, folder, trainer.state.global_step))
     return trainer
 
@@ -131,4 +135,49 @@ def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> Si
         padding_free=model_args.padding_free,
         trust_remote_code=model_args.trust_remote_code,
         mlm_head=args.mlm_weight > 0,
+    )
+
+
+# What a reader of the card wants to know first; the rest is in training_args.json.
+_CARD_OPTIONS = (
+    "per_device_train_batch_size",
+    "learning_rate",
+    "num_train_epochs",
+    "temperature",
+    "hard_negative_weight",
+    "mlm_weight",
+    "seed",
+)
+
+
+def _card_facts(
+    trainer: SimCSETrainer,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    before: Snapshot,
+    after: Snapshot,
+) -> CardFacts:
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    args = trainer.args
+    data: Any = trainer.train_dataset
+    name = model_args.model_name_or_path
+    packaged = PACKAGED_MODELS.get(name)
+    base_model = packaged.hub_name if packaged else "" if Path(name).is_dir() else name
+    views = len(next(iter(data))["input_ids"])
+    kind = {1: "sentences", 2: "pairs"}.get(views, "rows with hard negatives")
+    head = {None: "none", True: "in training only", False: "linear and tanh"}
+    return CardFacts(
+        model_id=str(args.hub_model_id or args.output_dir),
+        base_model=base_model,
+        pooling_mode=model.pooling_mode,
+        projection_head=head[model.mlp_only_train if model.head is not None else None],
+        dimensions=model.embedding_dimension,
+        max_seq_length=model.max_seq_length,
+        objective="unsupervised" if views == 1 else "supervised",
+        rows=f"Streamed {kind}" if data_args.streaming else f"{len(data):,} {kind}",
+        sources=", ".join([*filter(None, [data_args.dataset_name]), *data_args.train_file]),
+        steps=trainer.state.global_step,
+        options={option: getattr(args, option) for option in _CARD_OPTIONS},
+        scores={task.removesuffix("_spearman"): v for task, v in after.scores.items()},
+        scores_before={task.removesuffix("_spearman"): v for task, v in before.scores.items()},
     )

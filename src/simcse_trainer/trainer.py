@@ -73,7 +73,7 @@ class SimCSETrainer(Trainer):
             train_dataset = _tokenized(train_dataset, model, args, preprocessing_num_workers)
             _check_size(train_dataset, args)
             _decide_head(model, train_dataset)
-        _check_best_metric(args, eval_dataset)
+        _check_evaluation(args, eval_dataset)
         if isinstance(train_dataset, IterableDataset):
             # Batches of one process are of other widths than those of the next: each reads its own.
             accelerator_config: Any = args.accelerator_config
@@ -241,9 +241,16 @@ def _check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArgument
         )
 
 
-def _check_best_metric(args: SimCSETrainingArguments, tasks: Any) -> None:
-    """A metric that does not exist would end the run at its first evaluation."""
-    if not args.load_best_model_at_end or tasks is None:
+def _check_evaluation(args: SimCSETrainingArguments, tasks: Any) -> None:
+    """What is missing would end the run at its first evaluation."""
+    if tasks is None:
+        if args.eval_strategy != "no":
+            raise InputError(
+                "eval_strategy is set, but there is nothing to evaluate on. Pass --eval_tasks "
+                "(in Python eval_dataset), or --eval_strategy no."
+            )
+        return
+    if not args.load_best_model_at_end:
         return
     names = [*(f"{task}_spearman" for task in _by_name(tasks)), "avg_sts"]
     metric = str(args.metric_for_best_model).removeprefix("eval_")

@@ -5,32 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from simcse_trainer.data import nli
-from simcse_trainer.data.readers import (
-    column_names,
-    expand_files,
-    file_format,
-    read_rows,
-    sample_rows,
-)
-from simcse_trainer.data.schema import (
-    DROPPED,
-    PROBLEM,
-    ExampleCheck,
-    count_texts,
-    describe,
-    find_numeric_column,
-    find_problem,
-    find_score_problem,
-    quote_names,
-    require_known,
-    resolve_text_columns,
-    settle_problems,
-    tell_remedy,
-)
+from simcse_trainer.data import nli, readers, schema
+from simcse_trainer.data.hub import download_files, load_hub_dataset
 from simcse_trainer.errors import InputError
 from simcse_trainer.version import __version__
 
@@ -41,13 +19,6 @@ logger = logging.getLogger(__name__)
 
 # Path, size, modification time and our version: with any of them the rows may change.
 _File = tuple[str, int, int, str]
-
-_HUB_REMEDIES = {
-    "split": "Pass another --dataset_split.",
-    "config": "Pass another --dataset_config_name.",
-    "offline": "Unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE, or pass files with --train_file.",
-    "reach": "Check the connection, or pass files with --train_file.",
-}
 
 
 def load_training_data(
@@ -66,7 +37,8 @@ def load_training_data(
 
     Args:
         train_file: Files and globs: txt, csv, tsv, json, jsonl, parquet, also compressed.
-        dataset_name: Name on the Hub, or folder, for `datasets.load_dataset`.
+        dataset_name: Name on the Hub, or folder, for `datasets.load_dataset`; together with
+            `train_file` the repository that these files are in.
         dataset_config_name: Its subset.
         dataset_split: Its split, slices such as `train[:1000]` included.
         columns: Text columns by position: anchor, positive, hard negatives; with
@@ -83,13 +55,15 @@ def load_training_data(
         InputError: Options that clash, files that cannot be read, rows that cannot be used.
     """
     _check_options(train_file, dataset_name, nli_triplets, streaming)
+    if dataset_name and train_file:
+        train_file, dataset_name = download_files(dataset_name, train_file), None
     if not dataset_name:
-        files = expand_files(train_file)
+        files = readers.expand_files(train_file)
         if streaming:
             return _stream_files(files, columns, drop_invalid_rows)
         return _load_files(files, columns, nli_triplets, drop_invalid_rows, cache_dir)
     options = {"split": dataset_split, "streaming": streaming, "cache_dir": cache_dir}
-    dataset = _load_from_hub(dataset_name, dataset_config_name, **options)
+    dataset = load_hub_dataset(dataset_name, dataset_config_name, **options)
     if nli_triplets:
         return _convert_to_triplets(dataset, columns, drop_invalid_rows, cache_dir, dataset_name)
     return prepare_dataset(
@@ -118,15 +92,17 @@ def prepare_dataset(
     import datasets
 
     if isinstance(dataset, dict):
-        raise InputError(f"{source} has the splits {quote_names(dataset)}; pass one of them.")
+        raise InputError(
+            f"{source} has the splits {schema.quote_names(dataset)}; pass one of them."
+        )
     if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
-        raise InputError(f"{source} is {describe(dataset)}, expected a datasets.Dataset.")
+        raise InputError(f"{source} is {schema.describe(dataset)}, expected a datasets.Dataset.")
     names = dataset.column_names or list(next(iter(dataset), {}))
-    mapping = resolve_text_columns(names, columns, source=source)
+    mapping = schema.resolve_text_columns(names, columns, source=source)
     _check_types(dataset.features or {}, mapping, source)
     features = _string_features(mapping)
     if isinstance(dataset, datasets.IterableDataset):
-        check = ExampleCheck(mapping, drop_invalid_rows, source)
+        check = schema.ExampleCheck(mapping, drop_invalid_rows, source)
         options: dict[str, Any] = {"with_indices": True, "batched": True, "batch_size": 1}
         return dataset.map(check, remove_columns=names, features=features, **options)
     dataset = dataset.with_format(None).select_columns(list(mapping.values()))
@@ -134,13 +110,12 @@ def prepare_dataset(
     problems = {
         index: f"{source} row {index + 1}: {problem}"
         for index, row in enumerate(rows)
-        if (problem := find_problem(row, mapping))
+        if (problem := schema.find_problem(row, mapping))
     }
     dataset = dataset.rename_columns({name: role for role, name in mapping.items()})
     if dataset.features != features:
         dataset = dataset.cast(features)
-    needs = count_texts(mapping)
-    return settle_problems(dataset, problems, needs=needs, drop=drop_invalid_rows, source=source)
+    return schema.settle_problems(dataset, problems, drop=drop_invalid_rows, source=source)
 
 
 def _check_types(features: Mapping[str, Any], mapping: Mapping[str, str], source: str) -> None:
@@ -150,7 +125,7 @@ def _check_types(features: Mapping[str, Any], mapping: Mapping[str, str], source
         if feature is not None and dtype not in ("string", "large_string", "null"):
             raise InputError(
                 f"{source}: column {name!r} holds {dtype}, expected text. Found "
-                f"{quote_names(features)}; name the text columns with --columns."
+                f"{schema.quote_names(features)}; name the text columns with --columns."
             )
 
 
@@ -164,12 +139,20 @@ def load_scored_pairs(path: str | Path) -> Dataset:
     from datasets import Dataset, Features, Value
 
     texts = {"sentence1": "sentence1", "sentence2": "sentence2"}
-    (file,) = expand_files([str(path)])
+    file, *others = readers.expand_files([str(path)])
+    if others:
+        raise InputError(f"{path} matches {1 + len(others)} files, expected one. Name one file.")
     advice = "Rename the columns of the file."
-    require_known(column_names(file), [*texts, "score"], source=str(file), advice=advice)
+    schema.require_known(
+        readers.column_names(file), [*texts, "score"], source=str(file), advice=advice
+    )
     data: dict[str, list[Any]] = {name: [] for name in (*texts, "score")}
-    for row in read_rows(file):
-        problem = row.problem or find_problem(row.values, texts) or find_score_problem(row.values)
+    for row in readers.read_rows(file):
+        problem = (
+            row.problem
+            or schema.find_problem(row.values, texts)
+            or schema.find_score_problem(row.values)
+        )
         if problem is not None:
             raise InputError(f"{file} row {row.number}: {problem}. Fix the row, or leave it out.")
         for name, cells in data.items():
@@ -185,9 +168,8 @@ def load_scored_pairs(path: str | Path) -> Dataset:
 def _check_options(
     train_file: Sequence[str], dataset_name: str | None, nli_triplets: bool, streaming: bool
 ) -> None:
-    if bool(train_file) == bool(dataset_name):
-        found = "both" if dataset_name else "neither"
-        raise InputError(f"Pass either --train_file or --dataset_name; found {found}.")
+    if not train_file and not dataset_name:
+        raise InputError("Nothing to train on. Pass --train_file or --dataset_name.")
     if nli_triplets and streaming:
         raise InputError(
             "--nli_triplets groups all rows by premise and cannot stream. Pass --streaming false."
@@ -204,32 +186,25 @@ def _load_files(
     source = f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else str(files[0])
     keys = [_identify(file) for file in files]
     if nli_triplets:
-        mapping = nli.resolve_nli_columns(_common_columns(files), columns, source=str(files[0]))
+        names = _common_columns(files, columns or nli.NLI_COLUMNS)
+        mapping = nli.resolve_nli_columns(names, columns, source=str(files[0]))
         # A tuple: the files of a list are shards, and each would be grouped by itself.
         built = _build(
             nli.file_triplets, nli.TRIPLET_COLUMNS, cache_dir, files=tuple(keys), columns=mapping
         )
-        needs = nli.NLI_NEEDS
-    else:
-        mapping = _resolve_files(files, columns)
-        built = _build(_generate_rows, mapping, cache_dir, files=keys, columns=mapping)
-        needs = count_texts(mapping)
-    return settle_problems(*built, needs=needs, drop=drop, source=source)
+        return schema.settle_problems(*built, needs=nli.NLI_NEEDS, drop=drop, source=source)
+    mapping = _resolve_files(files, columns)
+    built = _build(_generate_rows, mapping, cache_dir, files=keys, columns=mapping)
+    return schema.settle_problems(*built, drop=drop, source=source)
 
 
 def _convert_to_triplets(
     dataset: Dataset, columns: Sequence[str] | None, drop: bool, cache_dir: str | None, source: str
 ) -> Dataset:
     mapping = nli.resolve_nli_columns(dataset.column_names, columns, source=source)
-    built = _build(
-        nli.dataset_triplets,
-        nli.TRIPLET_COLUMNS,
-        cache_dir,
-        dataset=dataset,
-        columns=mapping,
-        source=source,
-    )
-    return settle_problems(*built, needs=nli.NLI_NEEDS, drop=drop, source=source)
+    options = {"dataset": dataset, "columns": mapping, "source": source}
+    built = _build(nli.dataset_triplets, nli.TRIPLET_COLUMNS, cache_dir, **options)
+    return schema.settle_problems(*built, needs=nli.NLI_NEEDS, drop=drop, source=source)
 
 
 def _stream_files(files: list[Path], columns: Sequence[str] | None, drop: bool) -> IterableDataset:
@@ -243,11 +218,12 @@ def _stream_files(files: list[Path], columns: Sequence[str] | None, drop: bool) 
 
 
 def _resolve_files(files: list[Path], columns: Sequence[str] | None) -> dict[str, str]:
-    mapping = resolve_text_columns(_common_columns(files), columns, source=str(files[0]))
+    names = _common_columns(files, columns)
+    mapping = schema.resolve_text_columns(names, columns, source=str(files[0]))
     for file in files:
-        if file_format(file) in (".csv", ".tsv"):
-            rows = sample_rows(file)
-            name = find_numeric_column((row.values for row in rows), mapping)
+        if readers.file_format(file) in (".csv", ".tsv"):
+            rows = readers.sample_rows(file)
+            name = schema.find_numeric_column((row.values for row in rows), mapping)
             if name is not None:
                 raise InputError(
                     f"{file}: column {name!r} holds only numbers in the first {len(rows)} rows, "
@@ -256,13 +232,16 @@ def _resolve_files(files: list[Path], columns: Sequence[str] | None) -> dict[str
     return mapping
 
 
-def _common_columns(files: list[Path]) -> list[str]:
-    first, *others = [column_names(file) for file in files]
+def _common_columns(files: list[Path], wanted: Sequence[str] | None) -> list[str]:
+    """Columns of the first file; the others must have the same, or at least the wanted ones."""
+    first, *others = [readers.column_names(file) for file in files]
     for file, names in zip(files[1:], others, strict=True):
-        if set(names) != set(first):
+        enough = wanted and set(wanted) <= {*first} & {*names}
+        if set(names) != set(first) and not enough:
             raise InputError(
-                f"{files[0]} has the columns {quote_names(first)}, but {file} has "
-                f"{quote_names(names)}. Give all files the same columns, or train on one kind."
+                f"{files[0]} has the columns {schema.quote_names(first)}, but {file} has "
+                f"{schema.quote_names(names)}. Make them the same, or pass --columns with names "
+                "that all files have."
             )
     return first
 
@@ -277,8 +256,8 @@ def _check_rows(
 ) -> Iterator[tuple[dict[str, str], str | None]]:
     """Each row under canonical names, with what is wrong with it."""
     row = None
-    for row in read_rows(Path(path)):
-        problem = row.problem or find_problem(row.values, columns)
+    for row in readers.read_rows(Path(path)):
+        problem = row.problem or schema.find_problem(row.values, columns)
         if problem is None:
             yield {role: str(row.values[name]) for role, name in columns.items()}, None
         else:
@@ -292,7 +271,7 @@ def _generate_rows(
 ) -> Iterator[dict[str, str | None]]:
     for path, *_ in files:
         for texts, problem in _check_rows(path, columns):
-            yield {**texts, PROBLEM: problem}
+            yield {**texts, schema.PROBLEM: problem}
 
 
 def _stream_rows(
@@ -308,9 +287,11 @@ def _stream_rows(
             elif drop:
                 problems, first = problems + 1, first or problem
             else:
-                raise InputError(f"{problem}. {tell_remedy(count_texts(columns), 'such rows')}")
+                raise InputError(
+                    f"{problem}. {schema.tell_remedy(schema.count_texts(columns), 'such rows')}"
+                )
         if problems:
-            logger.warning(DROPPED, path, problems, count - problems, first)
+            logger.warning(schema.DROPPED, path, problems, count - problems, first)
         if problems == count:
             raise InputError(f"{path}: no row is left without {count} bad ones; {first}.")
 
@@ -325,7 +306,7 @@ def _build(
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
-    features = _string_features([*roles, PROBLEM])
+    features = _string_features([*roles, schema.PROBLEM])
     try:
         dataset = Dataset.from_generator(
             generator, features=features, gen_kwargs=gen_kwargs, cache_dir=cache_dir
@@ -334,27 +315,12 @@ def _build(
         if isinstance(error.__cause__, InputError | OSError):
             raise error.__cause__ from None
         raise
-    column = dataset.data.column(PROBLEM)
+    column = dataset.data.column(schema.PROBLEM)
     found = column.is_valid().to_numpy().nonzero()[0].tolist()
-    return dataset.remove_columns(PROBLEM), {index: column[index].as_py() for index in found}
+    return dataset.remove_columns(schema.PROBLEM), {index: column[index].as_py() for index in found}
 
 
 def _string_features(roles: Iterable[str]) -> Features:
     from datasets import Features, Value
 
     return Features({role: Value("string") for role in roles})
-
-
-def _load_from_hub(name: str, config: str | None, **options: Any) -> Any:
-    from datasets import load_dataset
-
-    if Path(name).is_file():
-        raise InputError(f"--dataset_name {name} is a file. Pass it with --train_file {name}")
-    try:
-        return load_dataset(name, config, **options)
-    except Exception as error:
-        # Each layer below has its own exceptions: datasets, huggingface_hub, httpx.
-        reason = shorten(str(error) or type(error).__name__, 300).rstrip(".")
-        found = (remedy for word, remedy in _HUB_REMEDIES.items() if word in reason.lower())
-        remedy = next(found, "Check --dataset_name; a private one needs `hf auth login`.")
-        raise InputError(f"{name}: the data set could not be loaded: {reason}. {remedy}") from error

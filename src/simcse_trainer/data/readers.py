@@ -168,6 +168,7 @@ class _Lines(Iterator[str]):
         self._source = source
         self._problem: str | None = None
         self.number = 0
+        self.last = ""
         self.at_end = False
 
     def __next__(self) -> str:
@@ -181,11 +182,12 @@ class _Lines(Iterator[str]):
                 raise InputError(f"{self._source} is UTF-16, expected UTF-8. Save it as UTF-8.")
             line = line.removeprefix(b"\xef\xbb\xbf")
         try:
-            return line.decode()
+            self.last = line.decode()
         except UnicodeDecodeError as error:
             where = f"byte 0x{line[error.start]:02x} at position {error.start + 1} of the line"
             self._problem = self._problem or f"{where} is not UTF-8"
-            return line.decode(errors="replace")
+            self.last = line.decode(errors="replace")
+        return self.last
 
     def take_problem(self) -> str | None:
         """What was wrong with the lines since the last call."""
@@ -224,7 +226,7 @@ def _read_csv(file: IO[bytes], source: str, *, delimiter: str, others: str) -> T
 
 def _csv_row(header: list[str], number: int, cells: list[str], problem: str | None) -> Row | None:
     if problem is None:
-        if not cells or (len(cells) == 1 and cells[0].isspace()):
+        if not cells:
             return None
         if len(cells) == len(header):
             return Row(number, dict(zip(header, cells, strict=True)))
@@ -252,7 +254,9 @@ def _split_records(
             lines.take_problem()
             yield start, [], f"cannot be parsed ({error})"
             continue
-        yield start, cells, lines.take_problem()
+        # A line of spaces is a blank line, one of tabs in a tsv or of '" "' has cells.
+        blank = len(cells) == 1 and not lines.last.strip()
+        yield start, [] if blank else cells, lines.take_problem()
 
 
 def _read_json(file: IO[bytes], source: str) -> Table:

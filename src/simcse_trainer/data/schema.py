@@ -148,14 +148,14 @@ def count_texts(roles: Collection[str]) -> str:
 
 
 def settle_problems(
-    dataset: Dataset, problems: Mapping[int, str], *, needs: str, drop: bool, source: str
+    dataset: Dataset, problems: Mapping[int, str], *, needs: str = "", drop: bool, source: str
 ) -> Dataset:
     """Leave out the rows with problems and log how many, or stop at the first.
 
     Args:
         dataset: Canonical text columns.
         problems: Index of a row -> "pairs.csv row 7: column 'sent1' is empty".
-        needs: What each row must have, for the error.
+        needs: What each row must have, for the error; by default a text in each column.
         drop: Leave the rows out.
         source: File or data set, for the log.
 
@@ -169,7 +169,9 @@ def settle_problems(
     first = next(iter(problems.values()))
     if not drop:
         what = f"the {len(problems)} such row{'s' if len(problems) > 1 else ''}"
-        raise InputError(f"{first}. {tell_remedy(needs, what)}")
+        raise InputError(
+            f"{first}. {tell_remedy(needs or count_texts(dataset.column_names), what)}"
+        )
     if len(problems) == len(dataset):
         raise InputError(f"{source}: no row is left without {len(problems)} bad ones; {first}.")
     logger.warning(DROPPED, source, len(problems), len(dataset) - len(problems), first)

@@ -1,0 +1,124 @@
+"""The command line from a config file to a folder that every loader reads."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from conftest import ROOT, WORDS, tiny_backbone, tiny_tokenizer
+
+from simcse_trainer import SimCSEModel
+from simcse_trainer.train import main
+
+LINES = [" ".join(WORDS[(i * k) % 16] for k in range(1, 3 + i % 6)) for i in range(40)]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A working folder with a tiny model, data, and options for a short run."""
+    monkeypatch.chdir(tmp_path)
+    # Weights as of a fresh model: with larger ones a tiny network does not train.
+    backbone = tiny_backbone("bert")
+    for parameter in backbone.parameters():
+        parameter.data *= 0.3
+    SimCSEModel(backbone, tiny_tokenizer(), pooling_mode="mean").save_pretrained("base")
+    (tmp_path / "train.txt").write_text("\n".join(LINES), encoding="utf-8")
+    rows = [f"{a},{b},{c}" for a, b, c in zip(LINES, LINES[1:], LINES[5:], strict=False)]
+    (tmp_path / "triplets.csv").write_text("sent0,sent1,hard_neg\n" + "\n".join(rows))
+    pairs = [f"{a},{b},{i % 6}" for i, (a, b) in enumerate(zip(LINES, LINES[3:], strict=False))]
+    (tmp_path / "pairs.csv").write_text("sentence1,sentence2,score\n" + "\n".join(pairs))
+    return {
+        "model_name_or_path": "base",
+        "train_file": "triplets.csv",
+        "eval_tasks": "pairs.csv",
+        "output_dir": "out",
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+
+
+def train(options, *argv) -> int:
+    with open("run.yaml", "w", encoding="utf-8") as file:
+        yaml.safe_dump(options, file)
+    return main(["run.yaml", *argv])
+
+
+def test_a_run_ends_with_scores_neighbours_and_a_folder(run, capsys, tmp_path):
+    assert train(run | {"neighbor_queries": ["a man sleeps"]}) == 0
+    out = capsys.readouterr().out
+    table = next(line for line in out.splitlines() if line.startswith("pairs"))
+    assert len(table.split()) == 4
+    assert "a man sleeps" in out
+    assert out.count("before") == 2
+    assert "The model after 4 steps is in out" in out
+    for loader in ("SimCSEModel", "SentenceTransformer", "AutoModel"):
+        assert f"{loader}.from_pretrained('out')" in out or f"{loader}('out')" in out
+    results = json.loads((tmp_path / "out/all_results.json").read_text())
+    assert results["eval_pairs_spearman"] == pytest.approx(float(table.split()[2]), abs=0.01)
+    card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert "35 rows with hard negatives from triplets.csv, 4 steps." in card
+    assert SimCSEModel.from_pretrained("out").encode(["a man"]).shape == (1, 32)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train_file": "train.txt", "pooling_mode": "cls", "projection_head": "mlp"},
+        {"train_file": "train.txt", "streaming": True},
+        {"padding_free": False},
+        {"eval_tasks": []},
+    ],
+    ids=["unsupervised", "streaming", "padded", "no evaluation"],
+)
+def test_kinds_of_runs(run, options, tmp_path):
+    assert train(run | options) == 0
+    assert (tmp_path / "out/model.safetensors").is_file()
+
+
+def test_a_finished_run_is_resumed_or_refused_never_overwritten(run, capsys):
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    assert train(run | saving) == 0
+    assert train(run | saving) == 2
+    assert "out holds checkpoint-4 of an earlier run" in capsys.readouterr().err
+    assert train(run | saving, "--resume_from_checkpoint", "true", "--max_steps", "6") == 0
+    assert "after 6 steps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_file": "none.csv"}, "none.csv"),
+        ({"train_file": []}, "--train_file"),
+        ({"eval_tasks": "none.csv"}, "none.csv"),
+        ({"model_name_or_path": "nowhere"}, "nowhere"),
+        ({"output_dir": "train.txt"}, "train.txt is a file"),
+        ({"resume_from_checkpoint": "gone"}, "no folder gone"),
+        ({"eval_strategy": "steps", "eval_tasks": []}, "nothing to evaluate on"),
+        ({"streaming": True, "max_steps": -1}, "--max_steps"),
+        ({"mlm_weight": 0.1, "model_name_or_path": "nowhere"}, "nowhere"),
+        ({"temprature": 1}, "Did you mean 'temperature'?"),
+    ],
+)
+def test_what_a_user_can_put_right_is_one_line_and_status_2(run, options, message, capsys):
+    assert train(run | options) == 2
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert err.startswith("error: ")
+    assert message in err
+
+
+def test_the_script_prints_no_traceback(tmp_path):
+    found = subprocess.run(
+        [sys.executable, ROOT / "train_simcse.py", "no_such.yaml"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1
+    assert "no_such.yaml does not exist" in found.stderr
