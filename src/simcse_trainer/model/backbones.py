@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.attention import ATTENTION_NAME, packing_indices
@@ -43,10 +44,7 @@ def load_backbone(
             )
         if not pooling_layer and _has_pooling_layer(config):
             options["add_pooling_layer"] = False
-        backbone: PreTrainedModel = AutoModel.from_pretrained(
-            name_or_path, config=config, **options
-        )
-        return backbone
+        return load_quietly(AutoModel, name_or_path, config=config, **options)
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -55,6 +53,31 @@ def load_backbone(
             f"No model could be loaded from '{name_or_path}': {reason} "
             "Check --model_name_or_path: a folder with config.json, or a name on the Hub."
         ) from error
+
+
+def load_quietly(auto_class: Any, name_or_path: str, **options: Any) -> PreTrainedModel:
+    """`from_pretrained`, saying in one line what is missing instead of in a table what is spare.
+
+    Weights that a checkpoint has and the model does not, such as a pooling layer, are no news.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        model, info = auto_class.from_pretrained(name_or_path, output_loading_info=True, **options)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        logger.warning(
+            "%s has no weights for %d parameters of %s, which start anew: %s%s",
+            name_or_path,
+            len(missing),
+            type(model).__name__,
+            ", ".join(missing[:3]),
+            " ..." if len(missing) > 3 else "",
+        )
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def enable_packing(backbone: PreTrainedModel) -> int | None:

@@ -9,6 +9,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from simcse_trainer.errors import InputError
+from simcse_trainer.model.backbones import load_quietly
 
 
 class ProjectionHead(nn.Module):
@@ -49,7 +50,7 @@ class MLMHead(nn.Module):
             InputError: The family has no masked language model.
         """
         try:
-            return cls(AutoModelForMaskedLM.from_pretrained(name_or_path, **options))
+            return cls(load_quietly(AutoModelForMaskedLM, name_or_path, **options))
         except ValueError as error:
             raise _no_mlm(config) from error
 
