@@ -1,0 +1,49 @@
+import time
+
+import pytest
+import torch
+import workers
+from torch import multiprocessing
+
+from simcse_trainer.objective.gather import Rows, gather_with_grad
+
+# Each tuple: number of rows of each process.
+CASES = {
+    2: [(4, 4), (5, 2), (1, 6), (0, 4)],
+    3: [(3, 3, 3), (4, 1, 3), (2, 5, 0)],
+}
+
+
+@pytest.mark.parametrize("world", CASES)
+def test_processes_together_are_one_with_the_whole_batch(world, tmp_path):
+    # Starting a process imports torch: all cases of one world share its processes.
+    processes = multiprocessing.spawn(
+        workers.run, args=(world, str(tmp_path / "init"), CASES[world]), nprocs=world, join=False
+    )
+    deadline = time.monotonic() + 60
+    # Each join waits for one more process, and raises what a process raised.
+    try:
+        while not processes.join(timeout=max(0, deadline - time.monotonic())):
+            assert time.monotonic() < deadline, "the processes hang"
+    finally:
+        for process in processes.processes:
+            process.kill()
+
+
+def test_one_process_needs_no_process_group():
+    x = torch.randn(3, 2, requires_grad=True)
+    rows = Rows.exchange(3, "cpu")
+    assert rows == Rows((3,), 0)
+    assert (rows.offset, rows.total, rows.share) == (0, 3, 1.0)
+    assert gather_with_grad(x, rows) is x
+    assert gather_with_grad(x) is x
+    with pytest.raises(ValueError, match=r"expected the 3 rows of .* found 2"):
+        gather_with_grad(x[:2], rows)
+
+
+def test_offset_and_share():
+    sizes = (4, 1, 3)
+    parts = [Rows(sizes, rank) for rank in range(3)]
+    assert [part.offset for part in parts] == [0, 4, 5]
+    assert [part.size for part in parts] == [4, 1, 3]
+    assert [part.share for part in parts] == pytest.approx([4 * 3 / 8, 3 / 8, 3 * 3 / 8])
