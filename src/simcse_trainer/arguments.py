@@ -121,6 +121,14 @@ class SimCSETrainingArguments(TrainingArguments):
     mask_duplicate_negatives: bool = _option(
         True, "Do not count a text as negative of an anchor that it equals or belongs to."
     )
+    gather_across_devices: bool = _option(
+        True, "Count the sentences of all processes as negatives, not only those of one's own."
+    )
+    mini_batch_size: str | None = _option(
+        None,
+        "Sentences per forward pass (GradCache): memory follows this, not the batch, at the price "
+        "of a second forward pass. A number, or auto: halved whenever memory runs out.",
+    )
     mlm_weight: float = _option(
         0.0, "Weight of the auxiliary masked-language-model loss; the paper's is 0.1, 0 is off."
     )
@@ -141,6 +149,16 @@ class SimCSETrainingArguments(TrainingArguments):
         for name, (holds, expected) in bounds.items():
             if not holds:
                 raise InputError(f"{name} is {getattr(self, name)}; expected {expected}.")
+        if self.mini_batch_size not in (None, "auto") and not self.chunk_size:
+            raise InputError(
+                f"mini_batch_size is '{self.mini_batch_size}'; expected a number from 1, or auto."
+            )
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "avg_sts"
         super().__post_init__()
+
+    @property
+    def chunk_size(self) -> int | None:
+        """`mini_batch_size` as a number; None if it is `auto` or not set."""
+        text = str(self.mini_batch_size)
+        return int(text) if text.isdecimal() and int(text) > 0 else None

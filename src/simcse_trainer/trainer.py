@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
 
 from simcse_trainer.arguments import SimCSETrainingArguments
+from simcse_trainer.cached_step import CachedStep
 from simcse_trainer.data.collator import SimCSECollator
 from simcse_trainer.data.loading import prepare_dataset
 from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
@@ -22,7 +23,8 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import evaluate_sts
 from simcse_trainer.model.modeling import SimCSEModel, SimCSEOutput
 from simcse_trainer.model.saving import load_model
-from simcse_trainer.objective import find_false_negatives, info_nce, mask_tokens
+from simcse_trainer.objective import ContrastiveObjective, mask_tokens
+from simcse_trainer.objective.mlm import IGNORED
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class SimCSETrainer(Trainer):
     loss_is_scaled_for_ga = False
 
     args: SimCSETrainingArguments
+    objective: ContrastiveObjective
 
     def __init__(
         self,
@@ -87,11 +90,41 @@ class SimCSETrainer(Trainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        self.objective = ContrastiveObjective(
+            temperature=args.temperature,
+            hard_negative_weight=args.hard_negative_weight,
+            mask_duplicate_negatives=args.mask_duplicate_negatives,
+            gather_across_devices=args.gather_across_devices,
+        )
+        self.cached_step: CachedStep | None = (
+            CachedStep(self) if args.mini_batch_size is not None else None
+        )
+        if args.gradient_accumulation_steps > 1 and self.cached_step is None:
+            logger.warning(
+                "Gradient accumulation does not add negatives: each of the %d micro-batches of a "
+                "step has its own. For more negatives in the same memory pass "
+                "--per_device_train_batch_size %d --gradient_accumulation_steps 1 "
+                "--mini_batch_size %d.",
+                args.gradient_accumulation_steps,
+                args.gradient_accumulation_steps * args.per_device_train_batch_size,
+                args.per_device_train_batch_size,
+            )
         if args.n_gpu > 1:
             raise InputError(
                 f"{args.n_gpu} GPUs in one process would split each batch (DataParallel). Start "
                 "with `accelerate launch train_simcse.py ...`, or set CUDA_VISIBLE_DEVICES=0."
             )
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Forward and backward of one batch: at once, or in chunks with `mini_batch_size`."""
+        if self.cached_step is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        return self.cached_step(model, inputs)
 
     def compute_loss(
         self,
@@ -108,25 +141,36 @@ class SimCSETrainer(Trainer):
             return_outputs: Also return the `SimCSEOutput`.
             num_items_in_batch: Not used: the loss is a mean over anchors.
         """
+        features, text_ids = self.split_inputs(inputs)
+        output: SimCSEOutput = model(**features)
+        assert output.embeddings is not None
+        loss = self.objective(output.embeddings.unflatten(0, text_ids.shape), text_ids)
+        if output.mlm_loss is not None:
+            ((count, total),) = self.count_masked([features])
+            loss = loss + self.args.mlm_weight * output.mlm_loss * count / total
+        return (loss, output) if return_outputs else loss
+
+    def split_inputs(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """What the model takes, masked tokens included, and the `text_ids` for the objective."""
         features = {name: tensor for name, tensor in inputs.items() if name != "text_ids"}
         if self.args.mlm_weight:
             features |= self._mask(features["input_ids"])
-        output: SimCSEOutput = model(**features)
-        assert output.embeddings is not None
-        text_ids = inputs["text_ids"]
-        views = output.embeddings.unflatten(0, text_ids.shape)
-        loss = info_nce(
-            views[0],
-            views[1:],
-            temperature=self.args.temperature,
-            hard_negative_weight=self.args.hard_negative_weight,
-            false_negatives=(
-                find_false_negatives(text_ids) if self.args.mask_duplicate_negatives else None
-            ),
-        )
-        if output.mlm_loss is not None:
-            loss = loss + self.args.mlm_weight * output.mlm_loss
-        return (loss, output) if return_outputs else loss
+        return features, inputs["text_ids"]
+
+    def count_masked(self, chunks: Sequence[Mapping[str, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """The share that each chunk's auxiliary loss, a mean over its masked tokens, has.
+
+        Returns:
+            Per chunk a numerator and a denominator: the sum over chunks of loss * numerator /
+            denominator, averaged over processes, is the mean over all masked tokens of the whole
+            batch. Integers, so that the quotient has the precision of the loss.
+        """
+        counts = torch.stack([(chunk["mlm_labels"] != IGNORED).sum() for chunk in chunks])
+        total = counts.sum()
+        if self.args.gather_across_devices and self.args.world_size > 1:
+            total = self.accelerator.reduce(total, reduction="sum")
+            counts = counts * self.args.world_size
+        return [(count, total.clamp(min=1)) for count in counts]
 
     def evaluate(
         self,

@@ -19,6 +19,7 @@ ROOMS = [
     "hub",
     "arguments",
     "config",
+    "cached_step",
     "trainer",
     "summary",
     "train",

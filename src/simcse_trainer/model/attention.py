@@ -33,7 +33,7 @@ def packing_indices(lengths: Tensor) -> dict[str, Tensor]:
         each token in the flattened [N * L]; `key_mask` [N, L], True where there is a token.
     """
     ends = lengths.cumsum(0)
-    places = torch.arange(int(lengths.max()))
+    places = torch.arange(int(lengths.max()), device=lengths.device)
     key_mask = places < lengths[:, None]
     pad_index = torch.where(key_mask, places + (ends - lengths)[:, None], 0)
     return {

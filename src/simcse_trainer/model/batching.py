@@ -34,3 +34,35 @@ def build_batch(
         "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_token_id),
         "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], batch_first=True),
     }
+
+
+def split_batch(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+    """The same batch in chunks of at most `size` sentences, each as short as its own sentences.
+
+    Args:
+        batch: From `build_batch`; tensors shaped as `input_ids` may be beside it (masked tokens).
+        size: Sentences per chunk.
+
+    Returns:
+        Batches of the same form, in order.
+    """
+    if "attention_mask" in batch:
+        return [_trim(batch, start, size) for start in range(0, len(batch["attention_mask"]), size)]
+    lengths = batch["lengths"].split(size)
+    tokens = [int(part.sum()) for part in lengths]
+    flat = {
+        name: x[0].split(tokens)
+        for name, x in batch.items()
+        if x.shape == batch["input_ids"].shape and name != "position_ids"  # counted anew below
+    }
+    return [
+        {name: parts[i][None] for name, parts in flat.items()}
+        | {"lengths": part, **packing_indices(part)}
+        for i, part in enumerate(lengths)
+    ]
+
+
+def _trim(batch: dict[str, Tensor], start: int, size: int) -> dict[str, Tensor]:
+    rows = {name: x[start : start + size] for name, x in batch.items()}
+    longest = int(rows["attention_mask"].sum(1).max())
+    return {name: x[:, :longest] for name, x in rows.items()}

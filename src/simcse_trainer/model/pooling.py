@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from simcse_trainer.objective.precision import widen
+
 
 def pool(hidden: Tensor, lengths: Tensor, mode: str) -> Tensor:
     """Pool the tokens of each sentence into one embedding.
@@ -61,16 +63,11 @@ def _weightedmean(hidden: Tensor, lengths: Tensor) -> Tensor:
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=len(hidden))
     weights = torch.arange(1, len(hidden) + 1, device=hidden.device) - starts
     total = (lengths * (lengths + 1) / 2)[:, None]
-    return (_reduce(_widen(hidden) * weights[:, None], lengths, "sum") / total).to(hidden.dtype)
+    return (_reduce(widen(hidden) * weights[:, None], lengths, "sum") / total).to(hidden.dtype)
 
 
 def _reduce(hidden: Tensor, lengths: Tensor, how: str) -> Tensor:
-    return torch.segment_reduce(_widen(hidden), how, lengths=lengths).to(hidden.dtype)
-
-
-def _widen(hidden: Tensor) -> Tensor:
-    # Sums of half-precision numbers lose digits with every token.
-    return hidden if hidden.dtype == torch.float64 else hidden.float()
+    return torch.segment_reduce(widen(hidden), how, lengths=lengths).to(hidden.dtype)
 
 
 # The names of sentence-transformers, and two of the original SimCSE code.

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from simcse_trainer.objective.precision import widen
+
 
 def contrastive_logits(
     anchors: Tensor,
@@ -34,12 +36,8 @@ def contrastive_logits(
     Returns:
         [B, C * N], the positives' columns first; at least float32, whatever the inputs.
     """
-    # Half precision has 3 digits: at temperature 0.05 that is an error of 0.05 in a logit.
     with torch.autocast(anchors.device.type, enabled=False):
-        anchors, candidates = (
-            F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
-            for x in (anchors, candidates)
-        )
+        anchors, candidates = (F.normalize(widen(x), dim=-1) for x in (anchors, candidates))
         logits = anchors @ candidates.flatten(0, 1).T / temperature
     if hard_negative_weight and len(candidates) > 1:
         own = _own_columns(len(anchors), candidates, offset)[:, 1:]
@@ -66,12 +64,31 @@ def find_false_negatives(text_ids: Tensor, *, offset: int = 0, size: int | None 
     """
     anchors, positives = text_ids[0], text_ids[1]
     rows = torch.arange(len(anchors), device=text_ids.device)[offset:][:size]
-    own = anchors[rows, None]
-    candidates = text_ids[1:].flatten()
-    found = (candidates == own) | (candidates == positives[rows, None])
-    found[:, : len(anchors)] |= anchors == own
+    found = torch.cat(
+        [
+            belong_together(anchors[rows], positives[rows], texts, None if c else anchors)
+            for c, texts in enumerate(text_ids[1:])
+        ],
+        1,
+    )
     found[rows - offset, rows] = False
     return found
+
+
+def belong_together(
+    anchors: Tensor, positives: Tensor, candidates: Tensor, of_candidates: Tensor | None
+) -> Tensor:
+    """[T, W]: the rule of `find_false_negatives`, from text ids; true of own positives too.
+
+    Args:
+        anchors: [T].
+        positives: [T], those of the anchors.
+        candidates: [W], of one column.
+        of_candidates: [W], the candidates' anchors if the column is that of the positives.
+    """
+    own = anchors[:, None]
+    found = (candidates == own) | (candidates == positives[:, None])
+    return found if of_candidates is None else found | (of_candidates == own)
 
 
 def info_nce(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from simcse_trainer.objective.precision import widen
+
 IGNORED = -100
 
 
@@ -63,6 +65,5 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: [M, vocabulary], of the predicted tokens only.
         labels: [M], their original tokens.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    total = F.cross_entropy(logits, labels, reduction="sum")
+    total = F.cross_entropy(widen(logits), labels, reduction="sum")
     return total / max(len(labels), 1)

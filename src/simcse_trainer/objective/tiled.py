@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from simcse_trainer.objective.info_nce import find_false_negatives
+from simcse_trainer.objective.info_nce import belong_together
+from simcse_trainer.objective.precision import widen
 
 
 def tiled_info_nce(
@@ -66,10 +67,7 @@ def tiled_info_nce(
 def _unit_vectors(x: Tensor, tile_size: int) -> Tensor:
     """[..., rows, D] of length 1, in at least float32, as `contrastive_logits` has them."""
     # In parts: the backward of normalize has temporaries of several times the size of its input.
-    parts = (
-        part if part.dtype == torch.float64 else part.float() for part in x.split(tile_size, -2)
-    )
-    return torch.cat([F.normalize(part, dim=-1) for part in parts], -2)
+    return torch.cat([F.normalize(part, dim=-1) for part in widen(x).split(tile_size, -2)], -2)
 
 
 class _Options(NamedTuple):
@@ -166,12 +164,12 @@ def _logits(
 
 def _false_negatives(of_anchors: Tensor, text_ids: Tensor, tile: _Tile) -> Tensor:
     """[T, W]: the tile of `find_false_negatives`."""
-    texts = text_ids[1 + tile.column, tile.others]
-    # Only positives belong to another anchor's text; a hard negative stands here for its own.
-    belong_to = text_ids[0, tile.others] if tile.column == 0 else texts
-    candidates = torch.stack([belong_to, texts])
-    size = of_anchors.shape[1]
-    found = find_false_negatives(torch.cat([of_anchors[:2], candidates], 1), size=size)[:, size:]
+    found = belong_together(
+        of_anchors[0],
+        of_anchors[1],
+        text_ids[1 + tile.column, tile.others],
+        text_ids[0, tile.others] if tile.column == 0 else None,
+    )
     if tile.column == 0:
         tile.own(found).fill_(False)
     return found

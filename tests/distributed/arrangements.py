@@ -1,0 +1,171 @@
+"""Every way of computing one training step; importable, because processes are spawned.
+
+The reference is the step of one process with the whole batch, plain and padded, in float64.
+Dropout is off where it cannot be the same (a chunk, or a process, draws masks of its own shape);
+`check_replay` has it on.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from itertools import product
+
+import torch
+import torch.distributed as dist
+from conftest import TINY, tiny_config, tiny_tokenizer
+from torch.nn.parallel import DistributedDataParallel
+from transformers import AutoModel, AutoModelForMaskedLM
+
+from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
+from simcse_trainer.data.collator import SimCSECollator
+from simcse_trainer.model.batching import split_batch
+from simcse_trainer.model.heads import MLMHead, ProjectionHead
+from simcse_trainer.objective.mlm import MaskedTokens
+
+ROWS = 8
+KINDS = {
+    "unsupervised": {"views": 1},
+    "pairs": {"views": 2},
+    "hard negatives": {"views": 4, "hard_negative_weight": 0.7},
+    "mlm": {"views": 2, "mlm_weight": 0.3},
+}
+# Sentences per forward pass; None is the plain step.
+CHUNKS = [None, "1", "3", "8", "1000"]
+TOLERANCE = 1e-9
+
+
+def run(rank: int, world: int, port: int, splits: list[tuple[int, ...]]) -> None:
+    """Check all arrangements of one number of processes."""
+    torch.set_num_threads(1)
+    if world > 1:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        os.environ.update(address | {name: str(value) for name, value in ranks.items()})
+    for kind, padding_free in product(KINDS, (True, False)):
+        check_kind(kind, padding_free, rank, splits)
+        if world == 1:
+            check_replay(kind, padding_free)
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def check_kind(kind: str, padding_free: bool, rank: int, splits: list[tuple[int, ...]]) -> None:
+    rows = examples(KINDS[kind]["views"])
+    expected = step(build(kind, False, None, gather=False), rows)
+    for split, chunk in product(splits, CHUNKS):
+        start = sum(split[:rank])
+        trainer = build(kind, padding_free, chunk)
+        loss, gradients = step(trainer, rows[start : start + split[rank]], average=len(split) > 1)
+        compare((loss, gradients), expected, f"{kind} {padding_free=} {chunk=} {split=}")
+
+
+def check_replay(kind: str, padding_free: bool) -> None:
+    """Dropout on: the chunks' embeddings in one graph, drawn in the same order, are the truth."""
+    rows = examples(KINDS[kind]["views"])
+    for chunk in CHUNKS[1:]:
+        found = step(build(kind, padding_free, chunk, dropout=0.2), rows)
+        trainer = build(kind, padding_free, None, dropout=0.2)
+        compare(
+            found, one_graph(trainer, rows, int(chunk)), f"replay {kind} {padding_free=} {chunk=}"
+        )
+
+
+def one_graph(trainer: SimCSETrainer, rows: list, size: int) -> tuple:
+    """The chunks of GradCache without its trick: one graph holds them all."""
+    model = trainer.model.train()
+    features, text_ids = trainer.split_inputs(trainer.data_collator(rows))
+    torch.manual_seed(1)
+    chunks = split_batch(features, size)
+    states, embeddings = [], []
+    for chunk in chunks:
+        states.append(torch.get_rng_state())
+        plain = {name: x for name, x in chunk.items() if not name.startswith("mlm_")}
+        embeddings.append(model(**plain).embeddings)
+    loss = trainer.objective(torch.cat(embeddings).unflatten(0, text_ids.shape), text_ids)
+    if trainer.args.mlm_weight:
+        shares = trainer.count_masked(chunks)
+        for chunk, state, (count, total) in zip(chunks, states, shares, strict=True):
+            torch.set_rng_state(state)
+            loss = loss + trainer.args.mlm_weight * model(**chunk).mlm_loss * count / total
+    loss.backward()
+    return loss.detach(), gradients_of(model)
+
+
+def step(trainer: SimCSETrainer, rows: list, *, average: bool = False) -> tuple:
+    """Loss and gradients of one training step through the Trainer."""
+    model = trainer.model
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True) if average else model
+    batch = trainer.data_collator(rows)
+    torch.manual_seed(1)
+    loss = trainer.training_step(wrapped, batch)
+    if average:
+        dist.all_reduce(loss)
+        loss /= dist.get_world_size()
+    return loss, gradients_of(model)
+
+
+def gradients_of(model: SimCSEModel) -> dict[str, torch.Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def compare(found: tuple, expected: tuple, what: str) -> None:
+    assert abs(found[0] - expected[0]) <= TOLERANCE * abs(expected[0]), what
+    names = {name for name, gradient in expected[1].items() if gradient.abs().max() > 0}
+    assert len(names) > 40, what
+    for name in names:
+        difference = (found[1][name] - expected[1][name]).abs().max()
+        # The gradient of a key's bias is zero in theory: round-off of round-off.
+        limit = TOLERANCE * max(float(expected[1][name].abs().max()), 1e-3)
+        assert difference <= limit, f"{what}: {name} differs by {difference:.1e}"
+
+
+def examples(views: int) -> list[dict]:
+    """Rows of unequal lengths; the first sentence comes twice, as its own false negative."""
+    generator = torch.Generator().manual_seed(4)
+    rows = []
+    for _ in range(ROWS):
+        lengths = torch.randint(1, 9, (views,), generator=generator).tolist()
+        words = [torch.randint(5, 21, (n,), generator=generator).tolist() for n in lengths]
+        rows.append({"input_ids": [[2, *ids, 3] for ids in words]})
+    rows[-1]["input_ids"][0] = rows[0]["input_ids"][0]
+    return rows
+
+
+def build(
+    kind: str, padding_free: bool, chunk: str | None, *, gather: bool = True, dropout: float = 0.0
+) -> SimCSETrainer:
+    options = {name: value for name, value in KINDS[kind].items() if name != "views"}
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = tiny_config("bert", initializer_range=0.2, **rates)
+    torch.manual_seed(0)
+    model = SimCSEModel(
+        AutoModel.from_config(config, add_pooling_layer=False).double(),
+        tiny_tokenizer(),
+        head=ProjectionHead(TINY["hidden_size"], std=0.2).double(),
+        mlp_only_train=True,
+        mlm_head=MLMHead(AutoModelForMaskedLM.from_config(config)).double()
+        if kind == "mlm"
+        else None,
+        padding_free=padding_free,
+    )
+    args = SimCSETrainingArguments(
+        output_dir=tempfile.gettempdir(),
+        use_cpu=True,
+        report_to="none",
+        temperature=0.2,
+        mini_batch_size=chunk,
+        gather_across_devices=gather,
+        **options,
+    )
+    trainer = SimCSETrainer(model, args, data_collator=SimCSECollator(0, padding_free))
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._mask = mask_by_value
+    return trainer
+
+
+def mask_by_value(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A masking that no arrangement changes: every third word of the vocabulary."""
+    chosen = (input_ids >= 5) & (input_ids % 3 == 0)
+    masked = MaskedTokens(torch.where(chosen, 4, input_ids), torch.where(chosen, input_ids, -100))
+    return {"mlm_input_ids": masked.input_ids, "mlm_labels": masked.labels}
