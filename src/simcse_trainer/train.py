@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -11,14 +12,15 @@ from typing import Any
 
 import transformers
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
+from simcse_trainer.checkpoints import find_checkpoint
 from simcse_trainer.config import parse_arguments
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import load_sts_tasks
 from simcse_trainer.hub.model_card import CardFacts, render_card
+from simcse_trainer.launching import check_processes
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.packaged import PACKAGED_MODELS
 from simcse_trainer.summary import Snapshot, format_summary, take_snapshot
@@ -31,13 +33,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line of `train_simcse.py`.
 
     Returns:
-        The exit status: 0, or 2 after one line on stderr about what the user can put right.
+        The exit status: 0; 2 after one line on stderr about what the user can put right; 143 after
+        SIGTERM, with a checkpoint saved.
     """
     try:
-        run_training(*parse_arguments(sys.argv[1:] if argv is None else argv))
+        trainer = run_training(*parse_arguments(sys.argv[1:] if argv is None else argv))
     except (InputError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    if trainer.interrupted:
+        step = trainer.state.global_step
+        print(f"Stopped at step {step}. Go on with --resume_from_checkpoint true", file=sys.stderr)
+        return 128 + signal.SIGTERM
     return 0
 
 
@@ -46,10 +53,13 @@ def run_training(
 ) -> SimCSETrainer:
     """Train, evaluate before and after, save, and print the summary.
 
+    A run that SIGTERM interrupts ends with its checkpoint: see `SafeTrainer.interrupted`.
+
     Raises:
         InputError: The options, the data or the model cannot be used.
     """
     _set_up_logging(args)
+    check_processes(args.world_size)
     checkpoint = _find_checkpoint(args)
     set_seed(args.seed)
     tasks = load_sts_tasks(
@@ -68,6 +78,8 @@ def run_training(
     model.to(args.device)
     before = look()
     result = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.interrupted:
+        return trainer
     trainer.save_model()
     after = look()
     trainer.save_metrics("train", result.metrics)
@@ -83,9 +95,11 @@ def run_training(
 
 def _set_up_logging(args: SimCSETrainingArguments) -> None:
     level = args.get_process_log_level()
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("simcse_trainer").setLevel(level)
     transformers.utils.logging.set_verbosity(level)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    if args.log_level == "passive":  # not set: say what was chosen, once
+        level = logging.INFO if args.process_index == 0 else logging.WARNING
+    logging.getLogger("simcse_trainer").setLevel(level)
 
 
 def _find_checkpoint(args: SimCSETrainingArguments) -> str | None:
@@ -93,19 +107,19 @@ def _find_checkpoint(args: SimCSETrainingArguments) -> str | None:
     folder = Path(str(args.output_dir))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file; pass the name of a folder.")
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    last = find_checkpoint(folder) if folder.is_dir() else None
     asked = args.resume_from_checkpoint
     if asked is None or asked.lower() == "false":
         if last is not None:
             raise InputError(
-                f"{folder} holds {Path(last).name} of an earlier run. Pass "
+                f"{folder} holds {last.name} of an earlier run. Pass "
                 "--resume_from_checkpoint true to go on with it, or another --output_dir."
             )
         return None
     if asked.lower() == "true":
         if last is None:
             logger.warning("There is no checkpoint in %s: training starts anew.", folder)
-        return last
+        return str(last) if last is not None else None
     if not Path(asked).is_dir():
         raise InputError(f"resume_from_checkpoint: there is no folder {asked}.")
     return asked

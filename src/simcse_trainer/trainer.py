@@ -11,25 +11,31 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from transformers import Trainer
 from transformers.trainer_utils import speed_metrics
 
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.cached_step import CachedStep
 from simcse_trainer.data.collator import SimCSECollator
-from simcse_trainer.data.loading import prepare_dataset
-from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import evaluate_sts
+from simcse_trainer.interruptions import SafeTrainer
 from simcse_trainer.model.modeling import SimCSEModel, SimCSEOutput
 from simcse_trainer.model.saving import load_model
 from simcse_trainer.objective import ContrastiveObjective, mask_tokens
 from simcse_trainer.objective.mlm import IGNORED
+from simcse_trainer.preparation import (
+    check_evaluation,
+    check_size,
+    decide_head,
+    tasks_by_name,
+    tokenize_if_text,
+    warn_of_accumulation,
+)
 
 logger = logging.getLogger(__name__)
 
 
-class SimCSETrainer(Trainer):
+class SimCSETrainer(SafeTrainer):
     """Trains a `SimCSEModel` as `Trainer` trains any model.
 
     Args:
@@ -73,10 +79,10 @@ class SimCSETrainer(Trainer):
                 "head. Load it with SimCSEModel.from_pretrained(..., mlm_head=True)."
             )
         if train_dataset is not None:
-            train_dataset = _tokenized(train_dataset, model, args, preprocessing_num_workers)
-            _check_size(train_dataset, args)
-            _decide_head(model, train_dataset)
-        _check_evaluation(args, eval_dataset)
+            train_dataset = tokenize_if_text(train_dataset, model, args, preprocessing_num_workers)
+            check_size(train_dataset, args)
+            decide_head(model, train_dataset)
+        check_evaluation(args, eval_dataset)
         if isinstance(train_dataset, IterableDataset):
             # Batches of one process are of other widths than those of the next: each reads its own.
             accelerator_config: Any = args.accelerator_config
@@ -99,16 +105,7 @@ class SimCSETrainer(Trainer):
         self.cached_step: CachedStep | None = (
             CachedStep(self) if args.mini_batch_size is not None else None
         )
-        if args.gradient_accumulation_steps > 1 and self.cached_step is None:
-            logger.warning(
-                "Gradient accumulation does not add negatives: each of the %d micro-batches of a "
-                "step has its own. For more negatives in the same memory pass "
-                "--per_device_train_batch_size %d --gradient_accumulation_steps 1 "
-                "--mini_batch_size %d.",
-                args.gradient_accumulation_steps,
-                args.gradient_accumulation_steps * args.per_device_train_batch_size,
-                args.per_device_train_batch_size,
-            )
+        warn_of_accumulation(args)
         if args.n_gpu > 1:
             raise InputError(
                 f"{args.n_gpu} GPUs in one process would split each batch (DataParallel). Start "
@@ -188,7 +185,7 @@ class SimCSETrainer(Trainer):
         Returns:
             `eval_<task>_spearman` for each task, and their mean `eval_avg_sts`.
         """
-        tasks = _by_name(self.eval_dataset if eval_dataset is None else eval_dataset)
+        tasks = tasks_by_name(self.eval_dataset if eval_dataset is None else eval_dataset)
         start = time.time()
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         found = evaluate_sts(
@@ -240,82 +237,3 @@ class SimCSETrainer(Trainer):
     def _load_best_model(self) -> None:
         logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-
-def _tokenized(
-    dataset: Dataset | IterableDataset,
-    model: SimCSEModel,
-    args: SimCSETrainingArguments,
-    num_proc: int | None,
-) -> Dataset | IterableDataset:
-    if INPUT_IDS in (dataset.column_names or next(iter(dataset))):
-        return dataset
-    if model.tokenizer is None:
-        raise InputError("train_dataset has text columns, but the model has no tokenizer.")
-    with args.main_process_first(desc="tokenization"):
-        return tokenize_dataset(
-            prepare_dataset(dataset),
-            model.tokenizer,
-            max_seq_length=model.max_seq_length,
-            num_proc=num_proc,
-        )
-
-
-def _check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments) -> None:
-    if isinstance(dataset, IterableDataset):
-        if args.max_steps <= 0:
-            raise InputError(
-                "Streamed data has no known length, so training needs --max_steps; found "
-                f"{args.max_steps}."
-            )
-        return
-    rows, batch = len(dataset), args.per_device_train_batch_size
-    if rows < 2:
-        raise InputError(
-            f"train_dataset has {rows} row(s); a contrastive loss needs at least 2, and many "
-            "more to learn from."
-        )
-    if rows < batch:
-        logger.warning(
-            "The batch (%d) is larger than the data set (%d rows): each step sees all of it, "
-            "with %d negatives per sentence.",
-            batch,
-            rows,
-            rows - 1,
-        )
-
-
-def _check_evaluation(args: SimCSETrainingArguments, tasks: Any) -> None:
-    """What is missing would end the run at its first evaluation."""
-    if tasks is None:
-        if args.eval_strategy != "no":
-            raise InputError(
-                "eval_strategy is set, but there is nothing to evaluate on. Pass --eval_tasks "
-                "(in Python eval_dataset), or --eval_strategy no."
-            )
-        return
-    if not args.load_best_model_at_end:
-        return
-    names = [*(f"{task}_spearman" for task in _by_name(tasks)), "avg_sts"]
-    metric = str(args.metric_for_best_model).removeprefix("eval_")
-    if metric not in names:
-        raise InputError(
-            f"metric_for_best_model is '{metric}'; the evaluation gives {', '.join(names)}."
-        )
-
-
-def _by_name(tasks: Any) -> Mapping[str, Any]:
-    return tasks if isinstance(tasks, Mapping) else {"sts": tasks}
-
-
-def _decide_head(model: SimCSEModel, dataset: Dataset | IterableDataset) -> None:
-    """The paper's use of the head: unsupervised in training only, supervised always."""
-    if model.head is None or model.mlp_only_train is not None:
-        return
-    unsupervised = len(next(iter(dataset))[INPUT_IDS]) == 1
-    model.mlp_only_train = unsupervised
-    logger.info(
-        "The data is %s: the projection head is used %s.",
-        "unsupervised" if unsupervised else "supervised",
-        "in training only" if unsupervised else "at inference too",
-    )

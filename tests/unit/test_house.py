@@ -19,9 +19,13 @@ ROOMS = [
     "hub",
     "arguments",
     "config",
+    "checkpoints",
+    "interruptions",
+    "preparation",
     "cached_step",
     "trainer",
     "summary",
+    "launching",
     "train",
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

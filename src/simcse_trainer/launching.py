@@ -1,0 +1,60 @@
+"""How many processes this run is, and whether that is what the launcher was asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from simcse_trainer.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def check_processes(world_size: int) -> None:
+    """Say how many processes train, and stop where the launcher was asked for more.
+
+    `accelerate launch --cpu --num_processes 2` starts one process without a word.
+
+    Raises:
+        InputError: Fewer processes than asked for.
+    """
+    logger.info("Training in %d process%s.", world_size, "" if world_size == 1 else "es")
+    asked = _asked_of_accelerate(_parent_command())
+    if asked is not None and asked > world_size:
+        raise InputError(
+            f"accelerate was asked for {asked} processes and started {world_size}. On CPUs use "
+            f"torchrun --nproc_per_node {asked} train_simcse.py ... --use_cpu true; with GPUs a "
+            "config such as configs/accelerate/multi_gpu.yaml."
+        )
+
+
+def _parent_command() -> list[str]:
+    try:
+        return list(psutil.Process(os.getppid()).cmdline())
+    except psutil.Error:
+        return []
+
+
+def _asked_of_accelerate(command: list[str]) -> int | None:
+    """`num_processes` of an `accelerate launch` command or of its configuration."""
+    if "launch" not in command:
+        return None
+    place = command.index("launch")
+    if not any(Path(part).name.startswith("accelerate") for part in command[:place]):
+        return None
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    parser = launch_command_parser()
+    args: Any = parser.parse_args(command[place + 1 :])
+    if args.num_processes:
+        return int(args.num_processes)
+    path = args.config_file or (default_config_file if Path(default_config_file).is_file() else "")
+    if not path:
+        return None
+    found = load_config_from_file(path)
+    return int(found.num_processes) if found.num_processes else None
