@@ -67,8 +67,9 @@ class CachedStep:
             sentences = inputs["text_ids"].numel()
             size = min(self.chunk or sentences, sentences)
             try:
-                features, text_ids = trainer.split_inputs(inputs)
-                return self._run(model, features, text_ids, size)
+                if size == sentences:
+                    return self._at_once(model, inputs)
+                return self._in_chunks(model, inputs, size)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
@@ -78,11 +79,22 @@ class CachedStep:
             self._put_gradients_back(model, earlier or {})
             random_state.restore()
 
-    def _run(
-        self, model: nn.Module, features: dict[str, Tensor], text_ids: Tensor, size: int
-    ) -> Tensor:
+    def _at_once(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+        """The plain step: one chunk needs no cache."""
         trainer = self.trainer
+        with trainer.compute_loss_context_manager():
+            loss: Tensor = trainer.compute_loss(model, inputs)
+        loss = loss / trainer.current_gradient_accumulation_steps
+        trainer.accelerator.backward(loss)
+        return loss.detach()
+
+    def _in_chunks(self, model: nn.Module, inputs: dict[str, Tensor], size: int) -> Tensor:
+        trainer = self.trainer
+        features, text_ids = trainer.split_inputs(inputs)
         chunks = split_batch(features, size)
+        # Before the first forward, as in `compute_loss`: processes with a short last batch take
+        # the plain step, and all have to come to each collective in the same order.
+        shares = trainer.count_masked(chunks) if trainer.args.mlm_weight else None
 
         def embed(chunk: Chunk) -> Tensor:
             # The auxiliary loss needs no look at other chunks: it waits for the second pass.
@@ -95,7 +107,6 @@ class CachedStep:
         loss, gradient = loss_and_gradient(
             embeddings, lambda e: trainer.objective(e.unflatten(0, text_ids.shape), text_ids)
         )
-        shares = trainer.count_masked(chunks) if trainer.args.mlm_weight else None
         accumulated = trainer.current_gradient_accumulation_steps
         rows = gradient.split(size)
         for i, (chunk, state) in enumerate(zip(chunks, states, strict=True)):

@@ -139,12 +139,12 @@ class SimCSETrainer(SafeTrainer):
             num_items_in_batch: Not used: the loss is a mean over anchors.
         """
         features, text_ids = self.split_inputs(inputs)
+        share = self.count_masked([features])[0] if self.args.mlm_weight else None
         output: SimCSEOutput = model(**features)
         assert output.embeddings is not None
         loss = self.objective(output.embeddings.unflatten(0, text_ids.shape), text_ids)
-        if output.mlm_loss is not None:
-            ((count, total),) = self.count_masked([features])
-            loss = loss + self.args.mlm_weight * output.mlm_loss * count / total
+        if share is not None and output.mlm_loss is not None:
+            loss = loss + self.args.mlm_weight * output.mlm_loss * share[0] / share[1]
         return (loss, output) if return_outputs else loss
 
     def split_inputs(self, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:

@@ -14,6 +14,7 @@ from itertools import product
 import torch
 import torch.distributed as dist
 from conftest import TINY, tiny_config, tiny_tokenizer
+from datasets import Dataset
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, AutoModelForMaskedLM
 
@@ -37,17 +38,22 @@ TOLERANCE = 1e-9
 
 def run(rank: int, world: int, port: int, splits: list[tuple[int, ...]]) -> None:
     """Check all arrangements of one number of processes."""
-    torch.set_num_threads(1)
-    if world > 1:
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        os.environ.update(address | {name: str(value) for name, value in ranks.items()})
+    join(rank, world, port)
     for kind, padding_free in product(KINDS, (True, False)):
         check_kind(kind, padding_free, rank, splits)
         if world == 1:
             check_replay(kind, padding_free)
     if world > 1:
         dist.destroy_process_group()
+
+
+def join(rank: int, world: int, port: int) -> None:
+    """What torchrun would say to this process."""
+    torch.set_num_threads(1)
+    if world > 1:
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+        os.environ.update(address | {name: str(value) for name, value in ranks.items()})
 
 
 def check_kind(kind: str, padding_free: bool, rank: int, splits: list[tuple[int, ...]]) -> None:
@@ -58,6 +64,33 @@ def check_kind(kind: str, padding_free: bool, rank: int, splits: list[tuple[int,
         trainer = build(kind, padding_free, chunk)
         loss, gradients = step(trainer, rows[start : start + split[rank]], average=len(split) > 1)
         compare((loss, gradients), expected, f"{kind} {padding_free=} {chunk=} {split=}")
+
+
+def train(rank: int, world: int, port: int, folder: str) -> None:
+    """Fifty steps of the Trainer; the first process keeps the weights."""
+    join(rank, world, port)
+    model = build("hard negatives", True, None).model
+    args = SimCSETrainingArguments(
+        output_dir=folder,
+        use_cpu=True,
+        report_to="none",
+        per_device_train_batch_size=8 // world,
+        max_steps=50,
+        learning_rate=1e-3,
+        temperature=0.2,
+        hard_negative_weight=0.7,
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=3,
+    )
+    data = Dataset.from_list([row for seed in range(6) for row in examples(4, seed=seed)])
+    trainer = SimCSETrainer(model, args, data)
+    trainer.train()
+    if rank == 0:
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        torch.save((model.state_dict(), losses), f"{folder}/world{world}.pt")
+    if world > 1:
+        dist.destroy_process_group()
 
 
 def check_replay(kind: str, padding_free: bool) -> None:
@@ -120,9 +153,9 @@ def compare(found: tuple, expected: tuple, what: str) -> None:
         assert difference <= limit, f"{what}: {name} differs by {difference:.1e}"
 
 
-def examples(views: int) -> list[dict]:
+def examples(views: int, *, seed: int = 4) -> list[dict]:
     """Rows of unequal lengths; the first sentence comes twice, as its own false negative."""
-    generator = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(seed)
     rows = []
     for _ in range(ROWS):
         lengths = torch.randint(1, 9, (views,), generator=generator).tolist()

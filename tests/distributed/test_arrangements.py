@@ -4,20 +4,16 @@ import socket
 import time
 
 import arrangements
+import torch
 from torch import multiprocessing
 
 
-def test_one_process():
-    arrangements.run(0, 1, 0, [(arrangements.ROWS,)])
-
-
-def test_two_processes_with_even_and_uneven_batches():
+def in_two_processes(function, *args) -> None:
+    """Run function(rank, 2, port, *args) in two processes that find each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = multiprocessing.spawn(
-        arrangements.run, args=(2, port, [(4, 4), (5, 3)]), nprocs=2, join=False
-    )
+    processes = multiprocessing.spawn(function, args=(2, port, *args), nprocs=2, join=False)
     deadline = time.monotonic() + 150
     try:
         while not processes.join(timeout=max(0, deadline - time.monotonic())):
@@ -25,3 +21,24 @@ def test_two_processes_with_even_and_uneven_batches():
     finally:
         for process in processes.processes:
             process.kill()
+
+
+def test_one_process():
+    arrangements.run(0, 1, 0, [(arrangements.ROWS,)])
+
+
+def test_two_processes_with_even_and_uneven_batches():
+    in_two_processes(arrangements.run, [(4, 4), (5, 3)])
+
+
+def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
+    arrangements.train(0, 1, 0, str(tmp_path))
+    in_two_processes(arrangements.train, str(tmp_path))
+    one, losses = torch.load(tmp_path / "world1.pt")
+    two, logged = torch.load(tmp_path / "world2.pt")
+    torch.testing.assert_close(logged, losses, rtol=1e-6, atol=1e-6)
+    start = arrangements.build("hard negatives", True, None).model.state_dict()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=1e-5, atol=1e-5, msg=name)
+    moved = [float((one[name] - start[name]).abs().max()) for name in one]
+    assert max(moved) > 0.01
