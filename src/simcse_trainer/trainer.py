@@ -215,7 +215,8 @@ class SimCSETrainer(SafeTrainer):
         """Write the folder that every loader reads; in checkpoints with the training-only heads."""
         folder = Path(output_dir or self.args.output_dir)
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model.save_pretrained(folder, training_heads=folder.name.startswith("checkpoint-"))
+        in_checkpoint = folder.name.startswith("checkpoint-")
+        model.save_pretrained(folder, training_heads=in_checkpoint, state_dict=state_dict)
         # JSON, in which the Hub token is blanked: the Trainer's own pickle holds it in clear.
         arguments = self.args.to_json_string() + "\n"
         (folder / "training_args.json").write_text(arguments, encoding="utf-8")

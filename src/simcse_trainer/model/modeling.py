@@ -82,16 +82,21 @@ class SimCSEModel(nn.Module):
 
         return load_model(str(name_or_path), **options)
 
-    def save_pretrained(self, folder: str | Path, *, training_heads: bool = False) -> None:
-        """Write a folder that every loader reads; see `saving.save_model`."""
+    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
+        """Write a folder that every loader reads; see `saving.save_model` for the options."""
         from simcse_trainer.model.saving import save_model
 
-        save_model(self, Path(folder), training_heads=training_heads)
+        save_model(self, Path(folder), **options)
 
     @property
     def config(self) -> Any:
         """The backbone's configuration."""
         return self.backbone.config
+
+    @property
+    def _no_split_modules(self) -> Any:
+        """The backbone's layers, which FSDP's automatic wrapping asks for."""
+        return self.backbone._no_split_modules
 
     @property
     def device(self) -> torch.device:

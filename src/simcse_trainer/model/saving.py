@@ -7,12 +7,13 @@ also hold what only training uses, in `training_heads.safetensors`, so that a ru
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from simcse_trainer.errors import InputError
@@ -21,6 +22,7 @@ from simcse_trainer.model.heads import MLMHead, ProjectionHead
 from simcse_trainer.model.layout import Layout, find_file, read_layout, write_layout
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.packaged import resolve_packaged
+from simcse_trainer.model.pooling import LAYER_PAIRS
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +97,13 @@ def load_model(
     return model
 
 
-def save_model(model: SimCSEModel, folder: Path, *, training_heads: bool = False) -> None:
+def save_model(
+    model: SimCSEModel,
+    folder: Path,
+    *,
+    training_heads: bool = False,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a folder that SimCSEModel, AutoModel and SentenceTransformer load.
 
     Two saves of one model are byte-identical.
@@ -104,37 +112,53 @@ def save_model(model: SimCSEModel, folder: Path, *, training_heads: bool = False
         model: The model.
         folder: Made if it is not there.
         training_heads: Also write what only training uses, for resuming.
+        state_dict: The model's, gathered from the processes where it is spread over them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    head = model.head if model.mlp_only_train is False else None
-    _save_backbone(model, folder, head)
+    state = model.state_dict() if state_dict is None else state_dict
+    backbone, head = _part(state, "backbone."), _part(state, "head.")
+    exported = head if model.mlp_only_train is False else {}
+    if model.pooling_mode == "cls" and _has_tanh_pooler(model.backbone):
+        # As the released checkpoints do: AutoModel's pooler_output is the sentence embedding.
+        backbone |= {f"pooler.{name}": tensor for name, tensor in exported.items()}
+    _save_backbone(model, folder, backbone)
     if model.tokenizer is not None:
         model.tokenizer.model_max_length = model.max_seq_length
         model.tokenizer.save_pretrained(folder)
-    dense = None
-    if head is not None:
-        dense = {f"linear.{n}": t.detach().contiguous() for n, t in head.dense.named_parameters()}
+    dense = {name.replace("dense.", "linear."): tensor for name, tensor in exported.items()}
     write_layout(
         folder,
-        Layout(model.pooling_mode, model.max_seq_length, dense),
+        Layout(model.pooling_mode, model.max_seq_length, dense or None),
         hidden_size=model.config.hidden_size,
         num_layers=model.config.num_hidden_layers,
     )
-    heads = _training_heads(model) if training_heads else {}
-    if heads:
+    if training_heads:
+        _save_training_heads(model, folder, state)
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(prefix): tensor.detach().contiguous()
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
+
+
+def _save_backbone(model: SimCSEModel, folder: Path, state: dict[str, Tensor]) -> None:
+    config = model.backbone.config
+    read_layers = config.output_hidden_states
+    config.output_hidden_states = model.pooling_mode in LAYER_PAIRS
+    model.backbone.save_pretrained(folder, state_dict=state)
+    config.output_hidden_states = read_layers
+
+
+def _save_training_heads(model: SimCSEModel, folder: Path, state: Mapping[str, Tensor]) -> None:
+    """What the rest of the folder does not hold; named_parameters lists shared ones once."""
+    prefixes = ("mlm_head.",) if model.mlp_only_train is False else ("mlm_head.", "head.")
+    names = [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
+    if names:
+        heads = {name: state[name].detach().contiguous() for name in names}
         save_file(heads, folder / TRAINING_HEADS)
-
-
-def _save_backbone(model: SimCSEModel, folder: Path, head: ProjectionHead | None) -> None:
-    backbone = model.backbone
-    state = backbone.state_dict()
-    if head is not None and model.pooling_mode == "cls" and _has_tanh_pooler(backbone):
-        # As the released checkpoints do: AutoModel's pooler_output is the sentence embedding.
-        state |= {f"pooler.{name}": tensor for name, tensor in head.state_dict().items()}
-    read_layers = backbone.config.output_hidden_states
-    backbone.config.output_hidden_states = model.pooling_mode in ("avg_top2", "avg_first_last")
-    backbone.save_pretrained(folder, state_dict=state)
-    backbone.config.output_hidden_states = read_layers
 
 
 def _has_tanh_pooler(backbone: PreTrainedModel) -> bool:
@@ -143,19 +167,6 @@ def _has_tanh_pooler(backbone: PreTrainedModel) -> bool:
     weight = names.get("pooler.dense.weight")
     size = backbone.config.hidden_size
     return weight is not None and weight.shape == (size, size)
-
-
-def _training_heads(model: SimCSEModel) -> dict[str, Tensor]:
-    """Parameters that the rest of the folder does not hold; named_parameters lists shared once."""
-    parts: dict[str, nn.Module | None] = {"mlm_head": model.mlm_head}
-    if model.mlp_only_train is not False:
-        parts["head"] = model.head
-    return {
-        f"{part}.{name}": tensor.detach().contiguous()
-        for part, module in parts.items()
-        if module is not None
-        for name, tensor in module.named_parameters()
-    }
 
 
 def _saved_heads(path: str, hub: dict[str, Any]) -> dict[str, Tensor]:
