@@ -1,11 +1,10 @@
 """One objective, however it is computed: processes, chunks, packing, kinds of data."""
 
 import socket
-import time
 
 import arrangements
 import torch
-from torch import multiprocessing
+from processes import run_processes
 
 
 def in_two_processes(function, *args) -> None:
@@ -13,14 +12,7 @@ def in_two_processes(function, *args) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = multiprocessing.spawn(function, args=(2, port, *args), nprocs=2, join=False)
-    deadline = time.monotonic() + 150
-    try:
-        while not processes.join(timeout=max(0, deadline - time.monotonic())):
-            assert time.monotonic() < deadline, "the processes hang"
-    finally:
-        for process in processes.processes:
-            process.kill()
+    run_processes(function, 2, 2, port, *args)
 
 
 def test_one_process():

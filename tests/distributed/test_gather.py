@@ -1,9 +1,7 @@
-import time
-
 import pytest
 import torch
 import workers
-from torch import multiprocessing
+from processes import run_processes
 
 from simcse_trainer.objective.gather import Rows, gather_with_grad
 
@@ -17,17 +15,7 @@ CASES = {
 @pytest.mark.parametrize("world", CASES)
 def test_processes_together_are_one_with_the_whole_batch(world, tmp_path):
     # Starting a process imports torch: all cases of one world share its processes.
-    processes = multiprocessing.spawn(
-        workers.run, args=(world, str(tmp_path / "init"), CASES[world]), nprocs=world, join=False
-    )
-    deadline = time.monotonic() + 60
-    # Each join waits for one more process, and raises what a process raised.
-    try:
-        while not processes.join(timeout=max(0, deadline - time.monotonic())):
-            assert time.monotonic() < deadline, "the processes hang"
-    finally:
-        for process in processes.processes:
-            process.kill()
+    run_processes(workers.run, world, world, str(tmp_path / "init"), CASES[world])
 
 
 def test_one_process_needs_no_process_group():

@@ -27,6 +27,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+# torch 2.13 renames the collective, and warns of the old name.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
 @dataclass(frozen=True)
 class Rows:
     """How the rows of the whole batch are spread over the processes, in rank order.
@@ -54,7 +58,7 @@ class Rows:
             return cls((size,))
         own = torch.tensor([size], device=device)
         sizes = own.new_empty(dist.get_world_size())
-        dist.all_gather_into_tensor(sizes, own)
+        _all_gather(sizes, own)
         return cls(tuple(sizes.tolist()), dist.get_rank())
 
     @property
@@ -112,7 +116,7 @@ class _Gather(torch.autograd.Function):
             # gloo gathers equal sizes only.
             x = torch.cat([x, x.new_zeros(largest - rows.size, *x.shape[1:])])
         gathered = x.new_empty(world * largest, *x.shape[1:])
-        dist.all_gather_into_tensor(gathered, x.contiguous())
+        _all_gather(gathered, x.contiguous())
         if rows.total == len(gathered):
             return gathered
         parts = zip(gathered.split(largest), rows.sizes, strict=True)
