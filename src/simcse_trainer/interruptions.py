@@ -96,6 +96,7 @@ class SafeTrainer(Trainer):
         """Write aside and rename; where that fails, training goes on and the last one stays."""
         run = Path(super()._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        best = self.state.best_model_checkpoint
         self._staging, self._failure = run / STAGING, None
         try:
             super()._save_checkpoint(model, trial)
@@ -112,6 +113,7 @@ class SafeTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(staged.parent, ignore_errors=True)
         if not saved:
+            self.state.best_model_checkpoint = best
             logger.warning(
                 "%s could not be saved (%s). Training goes on, and earlier checkpoints stay; free "
                 "some space before the next one.",
@@ -122,10 +124,12 @@ class SafeTrainer(Trainer):
             super()._push_from_checkpoint(str(run / name))
 
     def _publish(self, staged: Path, final: Path) -> None:
+        is_best = self.state.best_model_checkpoint == str(staged)
+        if is_best:
+            self.state.best_model_checkpoint = str(final)
         if not self.args.should_save:
             return
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(final)
+        if is_best:
             self.state.save_to_json(str(staged / "trainer_state.json"))
         publish(staged, final)
         rotate_checkpoints(
@@ -203,7 +207,8 @@ class _StopOnTermination(TrainerCallback):
                 return
             self.told = not self.trainer._all_processes(not self.told)
         if self.told:
-            logger.warning("SIGTERM: a checkpoint is saved after step %d.", state.global_step)
+            if state.is_world_process_zero:
+                logger.warning("SIGTERM: a checkpoint is saved after step %d.", state.global_step)
             self.trainer.interrupted = True
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False

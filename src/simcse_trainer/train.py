@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if trainer.interrupted:
         step = trainer.state.global_step
-        print(f"Stopped at step {step}. Go on with --resume_from_checkpoint true", file=sys.stderr)
+        if trainer.is_world_process_zero():
+            hint = "Go on with --resume_from_checkpoint true"
+            print(f"Stopped at step {step}. {hint}", file=sys.stderr)
         return 128 + signal.SIGTERM
     return 0
 

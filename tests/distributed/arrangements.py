@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from itertools import product
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
+from simcse_trainer.checkpoints import what_is_torn
 from simcse_trainer.data.collator import SimCSECollator
 from simcse_trainer.model.batching import split_batch
 from simcse_trainer.model.heads import MLMHead, ProjectionHead
@@ -93,6 +95,40 @@ def train(rank: int, world: int, port: int, folder: str) -> None:
         torch.save((model.state_dict(), losses), f"{folder}/world{world}.pt")
     if world > 1:
         dist.destroy_process_group()
+
+
+def keep_the_best(rank: int, world: int, port: int, folder: str) -> None:
+    """Evaluate, save, rotate and load the best model, all processes alike."""
+    join(rank, world, port)
+    words = ["a", "man", "is", "eating", "the", "food", "dog", "cat", "runs", "sleeps", "on", "mat"]
+    pairs = {
+        "sentence1": words[:6],
+        "sentence2": words[6:],
+        "score": [0.0, 3.0, 1.0, 5.0, 2.0, 4.0],
+    }
+    args = SimCSETrainingArguments(
+        output_dir=folder,
+        use_cpu=True,
+        report_to="none",
+        per_device_train_batch_size=4,
+        max_steps=6,
+        learning_rate=1e-2,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        disable_tqdm=True,
+    )
+    model = build("pairs", True, None).model
+    trainer = SimCSETrainer(model, args, Dataset.from_list(examples(2)), Dataset.from_dict(pairs))
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.parent == Path(folder)
+    assert what_is_torn(best) is None
+    assert trainer.evaluate()["eval_avg_sts"] == trainer.state.best_metric
+    dist.destroy_process_group()
 
 
 def check_replay(kind: str, padding_free: bool) -> None:

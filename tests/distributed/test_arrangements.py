@@ -27,6 +27,10 @@ def test_two_processes_with_a_sharded_model():
     in_two_processes(arrangements.sharded)
 
 
+def test_two_processes_keep_the_best_model(tmp_path):
+    in_two_processes(arrangements.keep_the_best, str(tmp_path))
+
+
 def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path):
     arrangements.train(0, 1, 0, str(tmp_path))
     in_two_processes(arrangements.train, str(tmp_path))
