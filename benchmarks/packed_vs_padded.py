@@ -91,6 +91,7 @@ class Step:
         self.trainer = SimCSETrainer(self.model, args, self.examples)
         self.collator = SimCSECollator(self.model.pad_token_id, padding_free)
         self.optimizer = self.trainer.create_optimizer()
+        self.bf16 = options.bf16
         self.calls = 0
 
     def __call__(self, rows: list[dict[str, list[list[int]]]]) -> tuple[float, float]:
@@ -99,7 +100,7 @@ class Step:
         self.model.train(self.calls > 0)
         self.calls += 1
         start = time.perf_counter()
-        with self.trainer.compute_loss_context_manager():
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
             loss = self.trainer.compute_loss(self.model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

@@ -1,7 +1,6 @@
 """All options: `ModelArguments`, `DataArguments`, `SimCSETrainingArguments`.
 
-An option's text exists once, in `metadata["help"]`: the command line's --help and the options
-reference are made from it.
+An option's text exists once, in `metadata["help"]`, where --help finds it.
 """
 
 from __future__ import annotations
@@ -87,6 +86,9 @@ class DataArguments:
     streaming: bool = _option(
         False, "Read while training instead of beforehand, for data larger than the disk cache."
     )
+    shuffle_buffer_size: int = _option(
+        10_000, "Rows of streamed data that are shuffled among each other; 0 keeps their order."
+    )
     preprocessing_num_workers: int | None = _option(
         None, "Processes that tokenize; only slow tokenizers gain from more than one."
     )
@@ -127,7 +129,7 @@ class SimCSETrainingArguments(TrainingArguments):
     mini_batch_size: str | None = _option(
         None,
         "Sentences per forward pass (GradCache): memory follows this, not the batch, at the price "
-        "of a second forward pass. A number, or auto: halved whenever memory runs out.",
+        "of a second forward pass. A number, or auto: halved when memory runs out (one process).",
     )
     mlm_weight: float = _option(
         0.0, "Weight of the auxiliary masked-language-model loss; the paper's is 0.1, 0 is off."
@@ -145,6 +147,8 @@ class SimCSETrainingArguments(TrainingArguments):
             "mlm_weight": (self.mlm_weight >= 0, "0 or more"),
             "mlm_probability": (0 < self.mlm_probability < 1, "between 0 and 1"),
             "per_device_train_batch_size": (self.per_device_train_batch_size > 1, "2 or more"),
+            "learning_rate": (self.learning_rate >= 0, "0 or more"),
+            "gradient_accumulation_steps": (self.gradient_accumulation_steps > 0, "1 or more"),
         }
         for name, (holds, expected) in bounds.items():
             if not holds:

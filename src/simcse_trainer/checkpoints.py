@@ -47,7 +47,13 @@ def publish(staged: Path, final: Path) -> None:
 
 
 def move_files(staged: Path, folder: Path) -> None:
-    """Move all files of a folder into another, each replaced at once."""
+    """Move all files of a folder into another, each replaced at once.
+
+    Module folders (`2_Dense`) of a model that was there before, and that this one lacks, go.
+    """
+    for module in folder.glob("[0-9]_*"):
+        if not (staged / module.name).exists():
+            shutil.rmtree(module)
     for path in sorted(staged.rglob("*")):
         if path.is_file():
             target = folder / path.relative_to(staged)

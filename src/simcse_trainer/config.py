@@ -87,11 +87,13 @@ def config_tokens(path: Path, parser: HfArgumentParser) -> list[str]:
     if not isinstance(content, dict):
         found = "nothing" if content is None else type(content).__name__
         raise InputError(f"{path}: expected `option: value` lines, found {found}.")
-    known = {action.dest for action in parser._actions} - {"help"}
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
     tokens: list[str] = []
     for key, value in content.items():
         if key not in known:
-            raise InputError(f"{path}: {_unknown(str(key), known)}")
+            raise InputError(f"{path}: {_unknown(str(key), set(known))}")
+        if value is False and "no" in (known[key].choices or ()):
+            value = "no"  # YAML 1.1 reads a bare no as false
         tokens += _tokens(str(key), value)
     return tokens
 
@@ -106,7 +108,7 @@ def _tokens(key: str, value: Any) -> list[str]:
 
 
 def _scalar(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _parse(parser: HfArgumentParser, tokens: list[str]) -> tuple[Any, ...]:
@@ -138,11 +140,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
+            key = str(self.construct_object(key_node, deep=True))
             if key in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"option '{key}' is given twice", problem_mark=key_node.start_mark
                 )
             seen.add(key)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+        return {str(key): value for key, value in mapping.items()}

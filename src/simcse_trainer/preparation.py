@@ -6,10 +6,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.data.loading import prepare_dataset
+from simcse_trainer.data.pairs import check_scored_pairs
 from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.modeling import SimCSEModel
@@ -24,7 +27,13 @@ def tokenize_if_text(
     num_proc: int | None,
 ) -> Dataset | IterableDataset:
     """Text columns are checked and tokenized; what has `input_ids` is taken as it is."""
-    if INPUT_IDS in (dataset.column_names or next(iter(dataset))):
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise InputError(
+            f"train_dataset is a {type(dataset).__name__}; expected a datasets.Dataset, such as "
+            "Dataset.from_dict({'sent0': texts})."
+        )
+    if INPUT_IDS in (dataset.column_names or next(iter(dataset), {})):
+        _check_tokenized(dataset, model)
         return dataset
     if model.tokenizer is None:
         raise InputError("train_dataset has text columns, but the model has no tokenizer.")
@@ -35,6 +44,30 @@ def tokenize_if_text(
             max_seq_length=model.max_seq_length,
             num_proc=num_proc,
         )
+
+
+def _check_tokenized(dataset: Dataset | IterableDataset, model: SimCSEModel) -> None:
+    """`input_ids` are lists of token id lists, as many in every row, none empty or too long."""
+    if isinstance(dataset, IterableDataset):
+        return
+    rows = dataset.data.column(INPUT_IDS)
+    if not (pa.types.is_list(rows.type) and pa.types.is_list(rows.type.value_type)):
+        raise InputError(
+            f"train_dataset: column '{INPUT_IDS}' holds {rows.type}; expected a list of token id "
+            "lists in every row: [[ids of the anchor], [ids of the positive], ...]."
+        )
+    views = pc.list_value_length(rows)
+    lengths = pc.list_value_length(pc.list_flatten(rows))
+    for found, least, most, what in (
+        (views, views[0].as_py(), views[0].as_py(), "texts"),
+        (lengths, 1, model.max_seq_length, "tokens in a text"),
+    ):
+        low, high = pc.min(found).as_py(), pc.max(found).as_py()
+        if low < least or high > most:
+            raise InputError(
+                f"train_dataset: column '{INPUT_IDS}' has rows with {low} to {high} {what}; "
+                f"expected {least}" + (f" to {most}." if most > least else " in every row.")
+            )
 
 
 def check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments) -> None:
@@ -52,6 +85,16 @@ def check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments
             f"train_dataset has {rows} row(s); a contrastive loss needs at least 2, and many "
             "more to learn from."
         )
+    if rows < batch and args.dataloader_drop_last:
+        raise InputError(
+            f"train_dataset has {rows} rows and dataloader_drop_last drops what does not fill a "
+            f"batch of {batch}: nothing is left. Pass a smaller --per_device_train_batch_size."
+        )
+    if rows % (batch * args.world_size) == 1 and not args.dataloader_drop_last:
+        logger.warning(
+            "The last batch of each epoch has a single row, and no negatives to learn from. Add or "
+            "leave out a row, or pass --dataloader_drop_last true."
+        )
     if rows < batch:
         logger.warning(
             "The batch (%d) is larger than the data set (%d rows): each step sees all of it, "
@@ -64,13 +107,15 @@ def check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments
 
 def check_evaluation(args: SimCSETrainingArguments, tasks: Any) -> None:
     """What is missing would end the run at its first evaluation."""
-    if tasks is None:
-        if args.eval_strategy != "no":
+    if not tasks:
+        if args.eval_strategy != "no" or args.eval_on_start:
             raise InputError(
-                "eval_strategy is set, but there is nothing to evaluate on. Pass --eval_tasks "
-                "(in Python eval_dataset), or --eval_strategy no."
+                "eval_strategy or eval_on_start is set, but there is nothing to evaluate on. Pass "
+                "--eval_tasks (in Python eval_dataset), or --eval_strategy no."
             )
         return
+    for name, data in tasks_by_name(tasks).items():
+        check_scored_pairs(data, source=f"eval_dataset '{name}'")
     if not args.load_best_model_at_end:
         return
     names = [*(f"{task}_spearman" for task in tasks_by_name(tasks)), "avg_sts"]
@@ -88,10 +133,11 @@ def tasks_by_name(tasks: Any) -> Mapping[str, Any]:
 
 def decide_head(model: SimCSEModel, dataset: Dataset | IterableDataset) -> None:
     """The paper's use of the head: unsupervised in training only, supervised always."""
-    if model.head is None or model.mlp_only_train is not None:
+    decided = model.mlp_only_train is not None and not model.head_use_is_a_guess
+    if model.head is None or decided:
         return
     unsupervised = len(next(iter(dataset))[INPUT_IDS]) == 1
-    model.mlp_only_train = unsupervised
+    model.mlp_only_train, model.head_use_is_a_guess = unsupervised, True
     logger.info(
         "The data is %s: the projection head is used %s.",
         "unsupervised" if unsupervised else "supervised",

@@ -39,7 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         trainer = run_training(*parse_arguments(sys.argv[1:] if argv is None else argv))
     except (InputError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        # A DataLoader's worker sends its whole traceback along.
+        message = str(error).rsplit("InputError: ", 1)[-1]
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return 2
     if trainer.interrupted:
         step = trainer.state.global_step
@@ -64,12 +66,14 @@ def run_training(
     check_processes(args.world_size)
     checkpoint = _find_checkpoint(args)
     set_seed(args.seed)
+    if data_args.neighbor_queries and not data_args.eval_tasks:
+        raise InputError("neighbor_queries are searched in the evaluation data; pass --eval_tasks.")
     tasks = load_sts_tasks(
         data_args.eval_tasks, split=data_args.eval_split, data_dir=data_args.sts_data_dir
     )
-    train_dataset = _load_train_dataset(data_args)
+    train_dataset = _load_train_dataset(data_args, args.data_seed or args.seed)
     model = _load_model(model_args, args)
-    trainer = SimCSETrainer(
+    trainer = _build_trainer(
         model,
         args,
         train_dataset,
@@ -85,7 +89,10 @@ def run_training(
     trainer.save_model()
     after = look()
     trainer.save_metrics("train", result.metrics)
-    trainer.save_metrics("eval", {f"eval_{name}": value for name, value in after.scores.items()})
+    if after.scores:
+        trainer.save_metrics(
+            "eval", {f"eval_{task}": score for task, score in after.scores.items()}
+        )
     trainer.save_state()
     if trainer.is_world_process_zero():
         folder = Path(str(args.output_dir))
@@ -105,7 +112,7 @@ def _set_up_logging(args: SimCSETrainingArguments) -> None:
 
 
 def _find_checkpoint(args: SimCSETrainingArguments) -> str | None:
-    """The checkpoint to go on from; earlier runs are never overwritten unasked."""
+    """The checkpoint to go on from; earlier checkpoints are never overwritten unasked."""
     folder = Path(str(args.output_dir))
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file; pass the name of a folder.")
@@ -127,8 +134,18 @@ def _find_checkpoint(args: SimCSETrainingArguments) -> str | None:
     return asked
 
 
-def _load_train_dataset(data_args: DataArguments) -> Any:
-    return load_training_data(
+def _build_trainer(*args: Any, **kwargs: Any) -> SimCSETrainer:
+    try:
+        return SimCSETrainer(*args, **kwargs)
+    except (ValueError, ImportError, RuntimeError, TypeError) as error:
+        # How transformers refuses combinations of its options, and libraries that are missing.
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"These options do not go together: {error}") from error
+
+
+def _load_train_dataset(data_args: DataArguments, seed: int) -> Any:
+    dataset: Any = load_training_data(
         data_args.train_file,
         dataset_name=data_args.dataset_name,
         dataset_config_name=data_args.dataset_config_name,
@@ -138,6 +155,10 @@ def _load_train_dataset(data_args: DataArguments) -> Any:
         drop_invalid_rows=data_args.drop_invalid_rows,
         streaming=data_args.streaming,
     )
+    if data_args.streaming and data_args.shuffle_buffer_size:
+        # A corpus in order would have neighbours, often of one topic, as all the negatives.
+        return dataset.shuffle(seed=seed, buffer_size=data_args.shuffle_buffer_size)
+    return dataset
 
 
 def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> SimCSEModel:
@@ -193,7 +214,11 @@ def _card_facts(
         rows=f"Streamed {kind}" if data_args.streaming else f"{len(data):,} {kind}",
         sources=", ".join([*filter(None, [data_args.dataset_name]), *data_args.train_file]),
         steps=trainer.state.global_step,
-        options={option: getattr(args, option) for option in _CARD_OPTIONS},
+        options={
+            option: getattr(args, option)
+            for option in _CARD_OPTIONS
+            if option != "num_train_epochs" or args.max_steps <= 0
+        },
         scores={task.removesuffix("_spearman"): v for task, v in after.scores.items()},
         scores_before={task.removesuffix("_spearman"): v for task, v in before.scores.items()},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,8 @@ class SimCSETrainer(SafeTrainer):
         **kwargs: Any,
     ):
         args = args or SimCSETrainingArguments()
+        if not isinstance(args, SimCSETrainingArguments):
+            raise InputError(f"args is a {type(args).__name__}; pass SimCSETrainingArguments.")
         if isinstance(model, str):
             model = SimCSEModel.from_pretrained(model, mlm_head=args.mlm_weight > 0)
         if args.mlm_weight and model.mlm_head is None:
@@ -78,6 +81,8 @@ class SimCSETrainer(SafeTrainer):
                 f"mlm_weight is {args.mlm_weight}, but the model has no masked-language-model "
                 "head. Load it with SimCSEModel.from_pretrained(..., mlm_head=True)."
             )
+        if args.mlm_weight and model.tokenizer and model.tokenizer.mask_token_id is None:
+            raise InputError("mlm_weight is set, but the tokenizer has no mask token.")
         if train_dataset is not None:
             train_dataset = tokenize_if_text(train_dataset, model, args, preprocessing_num_workers)
             check_size(train_dataset, args)
@@ -189,7 +194,12 @@ class SimCSETrainer(SafeTrainer):
         start = time.time()
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         found = evaluate_sts(
-            lambda texts: model.encode(texts, show_progress_bar=not self.args.disable_tqdm), tasks
+            partial(
+                model.encode,
+                batch_size=self.args.per_device_eval_batch_size,
+                show_progress_bar=not self.args.disable_tqdm,
+            ),
+            tasks,
         )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         pairs = sum(len(task["score"]) for task in tasks.values())

@@ -122,3 +122,45 @@ def test_the_script_prints_no_traceback(tmp_path):
     assert found.returncode == 2
     assert found.stderr.count("\n") == 1
     assert "no_such.yaml does not exist" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eval_on_start": True, "eval_tasks": []}, "nothing to evaluate on"),
+        ({"learning_rate": -1}, "learning_rate is -1.0; expected 0 or more"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps is 0; expected 1"),
+        ({"report_to": "wandb"}, "wandb"),
+        ({"neighbor_queries": "a man", "eval_tasks": []}, "pass --eval_tasks"),
+        ({"eval_tasks": ["pairs.csv", "../pairs.csv"]}, "Two evaluation tasks are called 'pairs'"),
+        ({"max_seq_length": 41}, "max_seq_length is 41; this backbone has room for 2 to 40"),
+    ],
+)
+def test_options_that_do_not_go_together(run, options, message, capsys):
+    assert train(run | options) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_worker_that_meets_a_bad_row_says_only_that(run, tmp_path, capsys):
+    rows = [f"man {i},a dog" for i in range(1500)] + ["broken,"]
+    (tmp_path / "bad.csv").write_text("sent0,sent1\n" + "\n".join(rows))
+    options = {"streaming": True, "train_file": "bad.csv", "dataloader_num_workers": 1}
+    options |= {"max_steps": 300, "shuffle_buffer_size": 0}
+    assert train(run | options) == 2
+    err = capsys.readouterr().err.strip().splitlines()[-1]
+    assert err.startswith("error: bad.csv row 1502: column 'sent1' is empty")
+
+
+def test_streamed_rows_are_shuffled_and_yaml_no_is_no(run, tmp_path):
+    (tmp_path / "run.yaml").write_text("save_strategy: no\n")
+    from simcse_trainer.config import parse_arguments
+
+    _, data, args = parse_arguments(["run.yaml", "--use_cpu", "--streaming", "true"])
+    assert args.save_strategy == "no"
+    from simcse_trainer.train import _load_train_dataset
+
+    data.train_file = ["train.txt"]
+    first = [row["sent0"] for row in _load_train_dataset(data, 3)]
+    data.shuffle_buffer_size = 0
+    assert sorted(first) == sorted(LINES)
+    assert [row["sent0"] for row in _load_train_dataset(data, 3)] == LINES != first

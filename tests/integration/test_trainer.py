@@ -286,3 +286,72 @@ def test_checkpoints_hold_no_pickled_arguments_and_no_token(tmp_path):
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if path.name == "training_args.bin"]
     assert not [path for path in files if b"hf_SECRET" in path.read_bytes()]
+
+
+class TestWhatPythonUsersGetWrong:
+    @pytest.mark.parametrize(
+        ("pairs", "message"),
+        [
+            ({"a": ["x"], "b": ["y"], "score": [1.0]}, r"no column 'sentence1'"),
+            (PAIRS | {"score": [None, *PAIRS["score"][1:]]}, r"row 1: column 'score' is"),
+            (PAIRS | {"sentence2": [None, *PAIRS["sentence2"][1:]]}, r"row 1: column 'sentence2'"),
+            (PAIRS | {"score": [1.0] * 12}, r"12 rows with 1 different scores"),
+        ],
+    )
+    def test_evaluation_data(self, pairs, message, tmp_path):
+        with pytest.raises(InputError, match=message):
+            SimCSETrainer(build_model(), build_args(tmp_path), TRIPLETS, Dataset.from_dict(pairs))
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ([[2, 7, 3], [2, 3]], r"expected a list of token id lists in every row"),
+            ([[[2, 3], [2, 3]], [[2, 3]]], r"rows with 1 to 2 texts; expected 2 in every row"),
+            ([[[2, 3]], [[]]], r"rows with 0 to 2 tokens in a text; expected 1 to 20"),
+            ([[[2] * 30], [[2, 3]]], r"rows with 2 to 30 tokens in a text; expected 1 to 20"),
+        ],
+    )
+    def test_tokenized_data(self, rows, message, tmp_path):
+        data = Dataset.from_dict({"input_ids": rows})
+        with pytest.raises(InputError, match=message):
+            SimCSETrainer(build_model(), build_args(tmp_path), data)
+
+    def test_other_things(self, tmp_path):
+        from transformers import TrainingArguments
+
+        args = build_args(tmp_path)
+        with pytest.raises(InputError, match=r"is a list; expected a datasets\.Dataset"):
+            SimCSETrainer(build_model(), args, ["a", "b"])
+        with pytest.raises(InputError, match="pass SimCSETrainingArguments"):
+            SimCSETrainer(build_model(), TrainingArguments(str(tmp_path), use_cpu=True), TRIPLETS)
+        drop = build_args(tmp_path, dataloader_drop_last=True, per_device_train_batch_size=64)
+        with pytest.raises(InputError, match="nothing is left"):
+            SimCSETrainer(build_model(), drop, TRIPLETS)
+
+    def test_one_text_is_one_vector(self):
+        model = build_model()
+        assert model.encode("a man").shape == (32,)
+        assert torch.equal(model.encode("a man"), model.encode(["a man"])[0])
+
+
+def test_bf16_training_is_evaluated_as_the_saved_model_is(tmp_path):
+    trainer = SimCSETrainer(build_model(), build_args(tmp_path, bf16=True), TRIPLETS)
+    trainer.train()
+    trainer.save_model()
+    saved = SimCSEModel.from_pretrained(tmp_path)
+    assert torch.equal(trainer.model.encode(texts(0)), saved.encode(texts(0)))
+
+
+def test_a_guess_about_the_head_is_not_taken_for_the_users_word(tmp_path):
+    model = build_model()
+    SimCSETrainer(model, build_args(tmp_path), UNSUPERVISED)
+    SimCSETrainer(model, build_args(tmp_path), TRIPLETS)
+    assert model.mlp_only_train is False
+
+
+def test_a_model_saved_over_another_leaves_no_module_of_it(tmp_path):
+    SimCSETrainer(build_model(), build_args(tmp_path), TRIPLETS).save_model()
+    assert (tmp_path / "2_Dense").is_dir()
+    SimCSETrainer(build_model(head=False), build_args(tmp_path), TRIPLETS).save_model()
+    assert not (tmp_path / "2_Dense").exists()
+    assert SimCSEModel.from_pretrained(tmp_path).head is None

@@ -38,11 +38,12 @@ def load_hub_dataset(name: str, config: str | None, **options: Any) -> Any:
 
 
 def download_files(name: str, filenames: Sequence[str]) -> list[str]:
-    """Files of a data set's repository, as local paths.
+    """Files of a data set's repository, as local paths; files that are here stay as they are.
 
     Args:
         name: Name on the Hub, or a folder.
-        filenames: Paths inside it.
+        filenames: Paths inside it, or local files, as where a command line replaces the files of
+            a recipe.
 
     Raises:
         InputError: One of them cannot be had.
@@ -51,6 +52,9 @@ def download_files(name: str, filenames: Sequence[str]) -> list[str]:
         return [str(Path(name, filename)) for filename in filenames]
     paths = []
     for filename in filenames:
+        if Path(filename).is_file():
+            paths.append(filename)
+            continue
         try:
             paths.append(hf_hub_download(name, filename, repo_type="dataset"))
         except Exception as error:

@@ -129,42 +129,6 @@ def _check_types(features: Mapping[str, Any], mapping: Mapping[str, str], source
             )
 
 
-def load_scored_pairs(path: str | Path) -> Dataset:
-    """Load an evaluation file: `sentence1`, `sentence2` (text) and `score` (a number).
-
-    Raises:
-        InputError: A missing column, a row with an empty text or without a finite score, or fewer
-            than two rows.
-    """
-    from datasets import Dataset, Features, Value
-
-    texts = {"sentence1": "sentence1", "sentence2": "sentence2"}
-    file, *others = readers.expand_files([str(path)])
-    if others:
-        raise InputError(f"{path} matches {1 + len(others)} files, expected one. Name one file.")
-    advice = "Rename the columns of the file."
-    schema.require_known(
-        readers.column_names(file), [*texts, "score"], source=str(file), advice=advice
-    )
-    data: dict[str, list[Any]] = {name: [] for name in (*texts, "score")}
-    for row in readers.read_rows(file):
-        problem = (
-            row.problem
-            or schema.find_problem(row.values, texts)
-            or schema.find_score_problem(row.values)
-        )
-        if problem is not None:
-            raise InputError(f"{file} row {row.number}: {problem}. Fix the row, or leave it out.")
-        for name, cells in data.items():
-            cells.append(row.values[name])
-    if len(data["score"]) < 2:
-        found = len(data["score"])
-        raise InputError(f"{file}: found {found} rows, expected 2 or more to correlate. Add rows.")
-    data["score"] = [float(score) for score in data["score"]]
-    types = {name: Value("string") for name in texts} | {"score": Value("float64")}
-    return Dataset.from_dict(data, features=Features(types))
-
-
 def _check_options(
     train_file: Sequence[str], dataset_name: str | None, nli_triplets: bool, streaming: bool
 ) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from simcse_trainer.data.loading import load_scored_pairs
+from simcse_trainer.data.pairs import load_scored_pairs
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.metrics import SpearmanCorrelation
 
@@ -67,12 +67,17 @@ def load_sts_tasks(
     loaded: dict[str, Any] = {}
     for task in tasks:
         path = Path(task)
+        name = path.name.split(".")[0] if path.suffix else task
+        if name in loaded:
+            raise InputError(
+                f"Two evaluation tasks are called '{name}', the second is {task}. Rename one file."
+            )
         if path.suffix:
-            loaded[path.name.split(".")[0]] = load_scored_pairs(path)
+            loaded[name] = load_scored_pairs(path)
         elif data_dir is not None:
-            loaded[task] = load_scored_pairs(_task_file(task, split, Path(data_dir)))
+            loaded[name] = load_scored_pairs(_task_file(task, split, Path(data_dir)))
         else:
-            loaded[task] = _from_hub(task, split)
+            loaded[name] = _from_hub(task, split)
     return loaded
 
 

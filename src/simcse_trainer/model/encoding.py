@@ -19,29 +19,36 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def encode(
     model: SimCSEModel,
-    sentences: Sequence[str],
+    sentences: Sequence[str] | str,
     *,
     batch_size: int = 128,
     show_progress_bar: bool = False,
 ) -> Tensor:
     """Embed sentences, in the order given; the model is in evaluation mode meanwhile.
 
+    Computed in the precision of the weights, also by a model in mixed-precision training: the
+    embeddings are those that the saved folder will give.
+
     Args:
         model: Any SimCSE model.
-        sentences: n texts; those over `model.max_seq_length` tokens are cut.
+        sentences: n texts, or one; those over `model.max_seq_length` tokens are cut.
         batch_size: Sentences per forward pass; batches are of like lengths.
         show_progress_bar: On stderr.
 
     Returns:
-        [n, D], float32 (float64 for a float64 model), on the CPU, not normalised.
+        [n, D], or [D] for one text; float32 (float64 for a float64 model), on the CPU, not
+        normalised.
 
     Raises:
         InputError: The model has no tokenizer.
     """
+    if isinstance(sentences, str):
+        return encode(model, [sentences])[0]
     token_ids = tokenize(model, sentences)
     order = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
     was_training = model.training
     model.eval()
+    model.full_precision = True
     rows = []
     try:
         starts = range(0, len(order), batch_size)
@@ -54,6 +61,7 @@ def encode(
             out = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
             rows.append(out.embeddings.cpu())
     finally:
+        model.full_precision = False
         model.train(was_training)
     if not rows:
         return torch.empty(0, model.embedding_dimension)

@@ -74,6 +74,9 @@ class SimCSEModel(nn.Module):
         self.mlm_head = mlm_head
         self.max_seq_length = max_seq_length
         self.position_offset = enable_packing(backbone) if padding_free else None
+        # accelerate wraps `forward` in autocast for good; only from inside can it be switched off.
+        self.full_precision = False
+        self.head_use_is_a_guess = False
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> SimCSEModel:
@@ -141,6 +144,27 @@ class SimCSEModel(nn.Module):
             mlm_labels: As input_ids, -100 where nothing is predicted.
             indices: The rest of a packed batch, from `packing_indices`.
         """
+        if self.full_precision:
+            with torch.autocast(input_ids.device.type, enabled=False):
+                return self._forward(
+                    input_ids, attention_mask, lengths, mlm_input_ids, mlm_labels, indices
+                )
+        return self._forward(input_ids, attention_mask, lengths, mlm_input_ids, mlm_labels, indices)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The backbone's, which the Trainer asks for with `neftune_noise_alpha`."""
+        embeddings: nn.Module = self.backbone.get_input_embeddings()
+        return embeddings
+
+    def _forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        lengths: Tensor | None,
+        mlm_input_ids: Tensor | None,
+        mlm_labels: Tensor | None,
+        indices: dict[str, Tensor],
+    ) -> SimCSEOutput:
         hidden, lengths = self._hidden(input_ids, attention_mask, lengths, indices)
         embeddings = pool(hidden, lengths, self.pooling_mode)
         if self.head is not None and self._uses_head(self.training):
@@ -156,7 +180,7 @@ class SimCSEModel(nn.Module):
         loss = mlm_loss(self.mlm_head(hidden[predicted]), labels[predicted])
         return SimCSEOutput(embeddings=embeddings, mlm_loss=loss)
 
-    def encode(self, sentences: Sequence[str], **options: Any) -> Tensor:
+    def encode(self, sentences: Sequence[str] | str, **options: Any) -> Tensor:
         """Embed texts; see `encoding.encode` for the options."""
         from simcse_trainer.model.encoding import encode
 

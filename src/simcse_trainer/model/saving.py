@@ -255,7 +255,10 @@ def _load_tokenizer(
 def _max_length(asked: int | None, layout: Layout | None, model: SimCSEModel) -> int:
     """What is asked for, else what the folder says, else what backbone and tokenizer allow."""
     positions = getattr(model.config, "max_position_embeddings", None) or _UNLIMITED
-    room = positions - (model.position_offset or 0)
+    table = getattr(getattr(model.backbone, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    # RoBERTa's relatives count from behind their padding token's number, packed or not.
+    room = positions - (0 if padding is None else padding + 1)
     if asked is not None and not 2 <= asked <= room:
         raise InputError(f"max_seq_length is {asked}; this backbone has room for 2 to {room}.")
     said = layout.max_seq_length if layout is not None else None

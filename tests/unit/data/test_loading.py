@@ -11,7 +11,8 @@ import torch
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from simcse_trainer.data import loading
-from simcse_trainer.data.loading import load_scored_pairs, load_training_data, prepare_dataset
+from simcse_trainer.data.loading import load_training_data, prepare_dataset
+from simcse_trainer.data.pairs import load_scored_pairs
 from simcse_trainer.errors import InputError
 
 PAIRS = "sent0,sent1,id\na,b,1\n,c,2\nd,e,3\nf,\n\n g ,g,4\n"
@@ -252,7 +253,7 @@ def test_streams_raise_at_the_turn_of_the_bad_row(write):
     ("options", "words"),
     [
         ({}, "Nothing to train on. Pass --train_file or --dataset_name"),
-        ({"train_file": ["a.txt"], "dataset_name": "x"}, "a.txt could not be downloaded"),
+        ({"train_file": ["b.txt"], "dataset_name": "x"}, "b.txt could not be downloaded"),
         ({"train_file": ["a.txt"], "nli_triplets": True, "streaming": True}, "--streaming false"),
         ({"train_file": ["missing.txt"]}, "missing.txt: no such file"),
         ({"train_file": ["."]}, "is a folder"),
@@ -460,7 +461,10 @@ class TestScoredPairs:
             ("sentence1,sentence2,score\na,b,\na,b,1\n", "row 2: column 'score' is ''"),
             ("sentence1,sentence2,score\na,,1\na,b,1\n", "row 2: column 'sentence2' is empty"),
             ("sentence1,sentence2,score\na,b\na,b,1\n", "row 2: has 2 cells, the header has 3"),
-            ("sentence1,sentence2,score\na,b,1\n", "found 1 rows, expected 2 or more"),
+            (
+                "sentence1,sentence2,score\na,b,1\n",
+                "found 1 rows with 1 different scores, expected 2 or more",
+            ),
             ("sentence1,sentence2,scores\na,b,1\n", "no column 'score' (nearest: 'scores')"),
             ("", "is empty; expected a header"),
         ],
@@ -509,3 +513,9 @@ def test_files_of_a_data_sets_repository(write, tmp_path):
     write("wiki.txt", "one\ntwo\n")
     data = load_training_data(["wiki.txt"], dataset_name=str(tmp_path))
     assert data["sent0"][:] == ["one", "two"]
+
+
+def test_a_local_file_stays_local_beside_a_recipes_data_set(write):
+    # As when a command line gives another --train_file to a config with a dataset_name.
+    path = write("mine.txt", "one\ntwo\n")
+    assert load_training_data([path], dataset_name="nobody/has-this")["sent0"][:] == ["one", "two"]
