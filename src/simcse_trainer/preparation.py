@@ -131,22 +131,35 @@ def tasks_by_name(tasks: Any) -> Mapping[str, Any]:
     return tasks if isinstance(tasks, Mapping) else {"sts": tasks}
 
 
-def decide_head(model: SimCSEModel, dataset: Dataset | IterableDataset) -> None:
+def count_views(dataset: Dataset | IterableDataset) -> int:
+    """Texts per row of tokenized data: 1 is unsupervised, 2 pairs, more hard negatives.
+
+    Raises:
+        InputError: There is no row.
+    """
+    row = next(iter(dataset), None)
+    if row is None:
+        raise InputError("train_dataset has no rows.")
+    return len(row[INPUT_IDS])
+
+
+def decide_head(model: SimCSEModel, views: int) -> None:
     """The paper's use of the head: unsupervised in training only, supervised always."""
     decided = model.mlp_only_train is not None and not model.head_use_is_a_guess
     if model.head is None or decided:
         return
-    unsupervised = len(next(iter(dataset))[INPUT_IDS]) == 1
-    model.mlp_only_train, model.head_use_is_a_guess = unsupervised, True
+    model.mlp_only_train, model.head_use_is_a_guess = views == 1, True
     logger.info(
         "The data is %s: the projection head is used %s.",
-        "unsupervised" if unsupervised else "supervised",
-        "in training only" if unsupervised else "at inference too",
+        "unsupervised" if views == 1 else "supervised",
+        "in training only" if views == 1 else "at inference too",
     )
 
 
-def warn_of_accumulation(args: SimCSETrainingArguments) -> None:
-    """Accumulated micro-batches do not see each other."""
+def warn_of_settings(args: SimCSETrainingArguments, views: int) -> None:
+    """Settings that do less than they seem to."""
+    if args.hard_negative_weight and views < 3:
+        logger.warning("hard_negative_weight has no effect: the data has no hard negatives.")
     steps, batch = args.gradient_accumulation_steps, args.per_device_train_batch_size
     if steps > 1 and args.mini_batch_size is None:
         logger.warning(

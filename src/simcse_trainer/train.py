@@ -200,8 +200,7 @@ def _card_facts(
     name = model_args.model_name_or_path
     packaged = PACKAGED_MODELS.get(name)
     base_model = packaged.hub_name if packaged else "" if Path(name).is_dir() else name
-    views = len(next(iter(data))["input_ids"])
-    kind = {1: "sentences", 2: "pairs"}.get(views, "rows with hard negatives")
+    kind = {1: "sentences", 2: "pairs"}.get(trainer.views, "rows with hard negatives")
     head = {None: "none", True: "in training only", False: "linear and tanh"}
     return CardFacts(
         model_id=str(args.hub_model_id or args.output_dir),
@@ -210,7 +209,7 @@ def _card_facts(
         projection_head=head[model.mlp_only_train if model.head is not None else None],
         dimensions=model.embedding_dimension,
         max_seq_length=model.max_seq_length,
-        objective="unsupervised" if views == 1 else "supervised",
+        objective="unsupervised" if trainer.views == 1 else "supervised",
         rows=f"Streamed {kind}" if data_args.streaming else f"{len(data):,} {kind}",
         sources=", ".join([*filter(None, [data_args.dataset_name]), *data_args.train_file]),
         steps=trainer.state.global_step,

@@ -27,10 +27,11 @@ from simcse_trainer.objective.mlm import IGNORED
 from simcse_trainer.preparation import (
     check_evaluation,
     check_size,
+    count_views,
     decide_head,
     tasks_by_name,
     tokenize_if_text,
-    warn_of_accumulation,
+    warn_of_settings,
 )
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,9 @@ class SimCSETrainer(SafeTrainer):
         preprocessing_num_workers: Processes that tokenize.
         kwargs: As for `Trainer`: callbacks, optimizers, ...
 
+    Attributes:
+        views: Texts per row of the training data.
+
     Raises:
         InputError: The data or the options cannot be used.
     """
@@ -60,6 +64,7 @@ class SimCSETrainer(SafeTrainer):
 
     args: SimCSETrainingArguments
     objective: ContrastiveObjective
+    views = 0
 
     def __init__(
         self,
@@ -86,7 +91,9 @@ class SimCSETrainer(SafeTrainer):
         if train_dataset is not None:
             train_dataset = tokenize_if_text(train_dataset, model, args, preprocessing_num_workers)
             check_size(train_dataset, args)
-            decide_head(model, train_dataset)
+            self.views = count_views(train_dataset)
+            decide_head(model, self.views)
+            warn_of_settings(args, self.views)
         check_evaluation(args, eval_dataset)
         if isinstance(train_dataset, IterableDataset):
             # Batches of one process are of other widths than those of the next: each reads its own.
@@ -110,7 +117,6 @@ class SimCSETrainer(SafeTrainer):
         self.cached_step: CachedStep | None = (
             CachedStep(self) if args.mini_batch_size is not None else None
         )
-        warn_of_accumulation(args)
         if args.n_gpu > 1:
             raise InputError(
                 f"{args.n_gpu} GPUs in one process would split each batch (DataParallel). Start "

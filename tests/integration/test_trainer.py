@@ -355,3 +355,17 @@ def test_a_model_saved_over_another_leaves_no_module_of_it(tmp_path):
     SimCSETrainer(build_model(head=False), build_args(tmp_path), TRIPLETS).save_model()
     assert not (tmp_path / "2_Dense").exists()
     assert SimCSEModel.from_pretrained(tmp_path).head is None
+
+
+def test_settings_that_do_less_than_they_seem_are_named(tmp_path, caplog):
+    args = build_args(tmp_path, gradient_accumulation_steps=4, hard_negative_weight=1.0)
+    with caplog.at_level(logging.WARNING):
+        SimCSETrainer(build_model(), args, UNSUPERVISED)
+    assert "Gradient accumulation does not add negatives" in caplog.text
+    assert "--per_device_train_batch_size 32 --mini_batch_size 8" in caplog.text
+    assert "hard_negative_weight has no effect" in caplog.text
+    caplog.clear()
+    args = build_args(tmp_path, gradient_accumulation_steps=4, mini_batch_size="8")
+    with caplog.at_level(logging.WARNING):
+        SimCSETrainer(build_model(), args, TRIPLETS)
+    assert "does not add negatives" not in caplog.text
