@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,41 +145,23 @@ class SimCSEModel(nn.Module):
             mlm_labels: As input_ids, -100 where nothing is predicted.
             indices: The rest of a packed batch, from `packing_indices`.
         """
-        if self.full_precision:
-            with torch.autocast(input_ids.device.type, enabled=False):
-                return self._forward(
-                    input_ids, attention_mask, lengths, mlm_input_ids, mlm_labels, indices
-                )
-        return self._forward(input_ids, attention_mask, lengths, mlm_input_ids, mlm_labels, indices)
+        with self._precision(input_ids.device):
+            hidden, lengths = self._hidden(input_ids, attention_mask, lengths, indices)
+            embeddings = pool(hidden, lengths, self.pooling_mode)
+            if self.head is not None and self._uses_head(self.training):
+                embeddings = self.head(embeddings)
+            if mlm_input_ids is None or mlm_labels is None:
+                return SimCSEOutput(embeddings=embeddings)
+            hidden, _ = self._hidden(mlm_input_ids, attention_mask, lengths, indices, last=True)
+            if attention_mask is not None:
+                mlm_labels = mlm_labels[attention_mask.bool()]
+            loss = self._predict_masked(hidden, mlm_labels.flatten())
+            return SimCSEOutput(embeddings=embeddings, mlm_loss=loss)
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's, which the Trainer asks for with `neftune_noise_alpha`."""
         embeddings: nn.Module = self.backbone.get_input_embeddings()
         return embeddings
-
-    def _forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None,
-        lengths: Tensor | None,
-        mlm_input_ids: Tensor | None,
-        mlm_labels: Tensor | None,
-        indices: dict[str, Tensor],
-    ) -> SimCSEOutput:
-        hidden, lengths = self._hidden(input_ids, attention_mask, lengths, indices)
-        embeddings = pool(hidden, lengths, self.pooling_mode)
-        if self.head is not None and self._uses_head(self.training):
-            embeddings = self.head(embeddings)
-        if mlm_input_ids is None or mlm_labels is None:
-            return SimCSEOutput(embeddings=embeddings)
-        assert self.mlm_head is not None
-        hidden, _ = self._hidden(mlm_input_ids, attention_mask, lengths, indices, last_layer=True)
-        labels = (
-            mlm_labels if attention_mask is None else mlm_labels[attention_mask.bool()]
-        ).flatten()
-        predicted = labels != IGNORED
-        loss = mlm_loss(self.mlm_head(hidden[predicted]), labels[predicted])
-        return SimCSEOutput(embeddings=embeddings, mlm_loss=loss)
 
     def encode(self, sentences: Sequence[str] | str, **options: Any) -> Tensor:
         """Embed texts; see `encoding.encode` for the options."""
@@ -190,6 +173,17 @@ class SimCSEModel(nn.Module):
         """Recompute the backbone's activations in the backward pass instead of keeping them."""
         self.backbone.activation_checkpointing_enable(**kwargs)
 
+    def _precision(self, device: torch.device) -> AbstractContextManager[None]:
+        if self.full_precision:
+            return torch.autocast(device.type, enabled=False)
+        return nullcontext()
+
+    def _predict_masked(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The auxiliary loss, from hidden states [T, D] and labels [T]."""
+        assert self.mlm_head is not None
+        predicted = labels != IGNORED
+        return mlm_loss(self.mlm_head(hidden[predicted]), labels[predicted])
+
     def _uses_head(self, training: bool) -> bool:
         return training or self.mlp_only_train is False
 
@@ -199,17 +193,22 @@ class SimCSEModel(nn.Module):
         attention_mask: Tensor | None,
         lengths: Tensor | None,
         indices: dict[str, Tensor],
-        last_layer: bool = False,
+        last: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states [T, D] of the real tokens, and the lengths [N] of their sentences."""
-        layers = {"output_hidden_states": self.pooling_mode in LAYER_PAIRS and not last_layer}
+        """Hidden states [T, D] of the real tokens, and the lengths [N] of their sentences.
+
+        Of the last layer if `last`, else of the layers that the pooling mode reads.
+        """
+        pair = self.pooling_mode in LAYER_PAIRS and not last
+        layers = {"output_hidden_states": pair}
         if attention_mask is None:
             assert self.position_offset is not None
             out = run_packed(self.backbone, input_ids, indices, self.position_offset, **layers)
         else:
             out = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **layers)
-        states = out.hidden_states if layers["output_hidden_states"] else [out.last_hidden_state]
-        hidden = select_layers(states, self.pooling_mode) if len(states) > 1 else states[0]
+        hidden = out.last_hidden_state
+        if pair:
+            hidden = select_layers(out.hidden_states, self.pooling_mode)
         if attention_mask is None:
             assert lengths is not None
             return hidden[0], lengths
