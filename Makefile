@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+# accelerate launch computes on one core unless it is told how many there are.
+ALL_CORES := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(getconf _NPROCESSORS_ONLN)}
+
 .PHONY: help quickstart test lint bench clean
 
 help:
@@ -13,7 +16,7 @@ help:
 	@echo "make bench        packed against padded training steps"
 
 quickstart: $(VENV)/.quickstart
-	$(BIN)/accelerate launch train_simcse.py configs/quickstart.yaml
+	$(ALL_CORES) $(BIN)/accelerate launch train_simcse.py configs/quickstart.yaml
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from simcse_trainer.errors import InputError
 
@@ -17,12 +18,20 @@ logger = logging.getLogger(__name__)
 def check_processes(world_size: int) -> None:
     """Say how many processes train, and stop where the launcher was asked for more.
 
-    `accelerate launch --cpu --num_processes 2` starts one process without a word.
+    `accelerate launch --cpu --num_processes 2` starts one process without a word, and gives it one
+    core unless OMP_NUM_THREADS is set.
 
     Raises:
         InputError: Fewer processes than asked for.
     """
     logger.info("Training in %d process%s.", world_size, "" if world_size == 1 else "es")
+    cores = os.cpu_count() or 1
+    if not torch.accelerator.is_available() and torch.get_num_threads() == 1 < cores // world_size:
+        logger.warning(
+            "Computing with 1 of %d CPU cores; set OMP_NUM_THREADS=%d before the command.",
+            cores,
+            cores // world_size,
+        )
     asked = _asked_of_accelerate(_parent_command())
     if asked is not None and asked > world_size:
         raise InputError(
