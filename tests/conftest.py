@@ -123,6 +123,19 @@ def tiny_backbone(family: str = "bert", **changes):
     return model
 
 
+def fails(call, *words):
+    """A call that a user can put right: one line, with these words in it."""
+    from simcse_trainer import InputError
+
+    with pytest.raises(InputError) as error:
+        call()
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert str(word) in message
+    return error.value
+
+
 @pytest.fixture
 def tokenizer():
     return tiny_tokenizer()

@@ -8,12 +8,12 @@ import sys
 import datasets
 import pytest
 import torch
+from conftest import fails
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 
 from simcse_trainer.data import loading
 from simcse_trainer.data.loading import load_training_data, prepare_dataset
 from simcse_trainer.data.pairs import load_scored_pairs
-from simcse_trainer.errors import InputError
 
 PAIRS = "sent0,sent1,id\na,b,1\n,c,2\nd,e,3\nf,\n\n g ,g,4\n"
 GOOD_PAIRS = [("a", "b"), ("d", "e"), (" g ", "g")]
@@ -42,16 +42,6 @@ def write(tmp_path, monkeypatch):
 
 def rows(dataset):
     return [tuple(row.values()) for row in dataset]
-
-
-def fails(call, *words):
-    with pytest.raises(InputError) as error:
-        call()
-    message = str(error.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-    return error.value
 
 
 def warnings(caplog):

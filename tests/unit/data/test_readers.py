@@ -8,10 +8,10 @@ import os
 
 import pyarrow
 import pytest
+from conftest import fails
 from pyarrow import parquet
 
 from simcse_trainer.data.readers import Row, column_names, expand_files, read_rows
-from simcse_trainer.errors import InputError
 
 ROWS = [{"sent0": "a, b", "sent1": 'say "c"'}, {"sent0": "한국어", "sent1": "d\u2028e"}]
 
@@ -47,15 +47,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-def fails(call, *words):
-    with pytest.raises(InputError) as error:
-        call()
-    message = str(error.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
