@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from simcse_trainer.evaluation.sts import evaluate_sts
+from simcse_trainer.evaluation.sts import SPACE_METRICS, evaluate_sts
 
 Neighbors = dict[str, list[tuple[float, str]]]
 
@@ -20,12 +20,19 @@ class Snapshot:
     """A model's scores, and the nearest sentences of some queries, at one moment.
 
     Attributes:
-        scores: From `evaluate_sts`; empty without evaluation data.
+        scores: Correlations from `evaluate_sts`; empty without evaluation data.
         neighbors: Query -> (cosine, sentence), nearest first.
+        space: Alignment, uniformity and anisotropy from `evaluate_sts`.
     """
 
     scores: dict[str, float]
     neighbors: Neighbors
+    space: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Scores and space together, as `evaluate_sts` gives them."""
+        return self.scores | self.space
 
 
 def take_snapshot(
@@ -54,14 +61,16 @@ def take_snapshot(
         for query, row in zip(queries, cosines, strict=True):
             others = [i for i in row.argsort(descending=True).tolist() if corpus[i] != query]
             found[query] = [(float(row[i]), corpus[i]) for i in others[:neighbors]]
-    return Snapshot(evaluate_sts(encode, tasks), found)
+    metrics = evaluate_sts(encode, tasks)
+    space = {name: metrics.pop(name) for name in SPACE_METRICS if name in metrics}
+    return Snapshot(metrics, found, space)
 
 
 def format_summary(before: Snapshot, after: Snapshot, folder: Path, steps: int) -> str:
     """The text that ends a run."""
     parts = []
     if after.scores:
-        parts.append(_score_table(before.scores, after.scores))
+        parts.append(_score_table(before, after))
     if after.neighbors:
         parts.append(_neighbor_list(before.neighbors, after.neighbors))
     parts.append(f"The model after {steps} steps is in {folder}. Load it with any of\n")
@@ -69,12 +78,15 @@ def format_summary(before: Snapshot, after: Snapshot, folder: Path, steps: int) 
     return "\n".join(parts)
 
 
-def _score_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    names = [name for name in after if name != "avg_sts" or len(after) > 2]
-    width = max(len(name) for name in [*names, "Spearman x 100"])
+def _score_table(before: Snapshot, after: Snapshot) -> str:
+    scores, space = after.scores, [name for name in after.space if name in before.space]
+    names = [name for name in scores if name != "avg_sts" or len(scores) > 2]
+    width = max(len(name) for name in [*names, "Lower is better"])
     lines = [f"{'Spearman x 100':<{width}}  {'before':>7}  {'after':>7}  {'change':>7}"]
-    for name in names:
-        old, new = before[name], after[name]
+    for name in [*names, *space]:
+        if space and name == space[0]:
+            lines.append("Lower is better")
+        old, new = before.metrics[name], after.metrics[name]
         label = name.removesuffix("_spearman")
         lines.append(f"{label:<{width}}  {old:7.2f}  {new:7.2f}  {new - old:+7.2f}")
     return "\n".join([*lines, ""])

@@ -91,7 +91,7 @@ def run_training(
     trainer.save_metrics("train", result.metrics)
     if after.scores:
         trainer.save_metrics(
-            "eval", {f"eval_{task}": score for task, score in after.scores.items()}
+            "eval", {f"eval_{name}": value for name, value in after.metrics.items()}
         )
     trainer.save_state()
     if trainer.is_world_process_zero():

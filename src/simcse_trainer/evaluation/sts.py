@@ -6,6 +6,7 @@ all pairs of a task together ("all").
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,15 @@ from torch.nn import functional as F
 
 from simcse_trainer.data.pairs import load_scored_pairs
 from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.embedding_space import alignment, anisotropy, uniformity
 from simcse_trainer.evaluation.metrics import SpearmanCorrelation
 
 Encoder = Callable[[Sequence[str]], Tensor]
+
+# What `evaluate_sts` says of the embedding space; lower is better for all three.
+SPACE_METRICS = ("alignment", "uniformity", "anisotropy")
+# Uniformity is quadratic in them.
+UNIFORMITY_SENTENCES = 4096
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,9 @@ def evaluate_sts(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:
 
     Returns:
         `<task>_spearman` of each task and their mean, `avg_sts`. A correlation that does not
-        exist, because all cosines are equal, is NaN.
+        exist, because all cosines are equal, is NaN. Then, each only where it exists, `alignment`
+        of the pairs rated above 4 of 5 (Gao et al. 2021, section 3; above 4/5 of the task's
+        scale), `uniformity` and `anisotropy` of all different sentences of all tasks.
     """
     pairs = {
         name: (list(data["sentence1"]), list(data["sentence2"])) for name, data in tasks.items()
@@ -99,16 +108,40 @@ def evaluate_sts(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:
     rows = {text: row for row, text in enumerate(dict.fromkeys(sides))}
     embeddings = F.normalize(encode(list(rows)).double(), dim=-1)
     metric = SpearmanCorrelation(keep_in_memory=True)
-    results = {}
+    results, positives = {}, []
     for name, (left, right) in pairs.items():
         first, second = (
             embeddings[torch.tensor([rows[text] for text in side])] for side in (left, right)
         )
         cosines = (first * second).sum(-1)
-        found = metric.compute(predictions=cosines.tolist(), references=list(tasks[name]["score"]))
+        gold = list(tasks[name]["score"])
+        found = metric.compute(predictions=cosines.tolist(), references=gold)
         results[f"{name}_spearman"] = found["spearman"]
+        alike = torch.tensor(gold, dtype=torch.float64) > 0.8 * _scale(gold)
+        positives.append((first[alike], second[alike]))
     results["avg_sts"] = sum(results.values()) / len(results)
-    return results
+    return results | _describe_space(embeddings, positives)
+
+
+def _scale(scores: Sequence[float]) -> float:
+    """The highest score there could be: scales end at 1, at 5, or where the data do."""
+    highest = max(scores)
+    return next((top for top in (1.0, 5.0) if highest <= top), highest)
+
+
+def _describe_space(
+    embeddings: Tensor, positives: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, float]:
+    """See `evaluate_sts`. Of many sentences uniformity takes every n-th, the same every time."""
+    found = {}
+    first, second = (torch.cat(side) for side in zip(*positives, strict=True))
+    if len(first):
+        found["alignment"] = alignment(first, second)
+    if (count := len(embeddings)) > 1:
+        most = min(count, UNIFORMITY_SENTENCES)
+        found["uniformity"] = uniformity(embeddings[torch.arange(most) * count // most])
+        found["anisotropy"] = anisotropy(embeddings)
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _task_file(task: str, split: str, data_dir: Path) -> Path:

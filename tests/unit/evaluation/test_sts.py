@@ -5,6 +5,8 @@ import torch
 from scipy.stats import spearmanr
 
 from simcse_trainer import InputError, SimCSEModel
+from simcse_trainer.evaluation import sts
+from simcse_trainer.evaluation.embedding_space import alignment, anisotropy, uniformity
 from simcse_trainer.evaluation.metrics import SpearmanCorrelation
 from simcse_trainer.evaluation.sts import evaluate_sts, load_sts_tasks
 
@@ -81,3 +83,37 @@ def test_published_scores_of_all_minilm_l6_v2(minilm, sts_dir):
     found = evaluate_sts(model.encode, tasks)
     for task, score in published.items():
         assert found[f"{task}_spearman"] == pytest.approx(score, abs=0.02), task
+
+
+def evaluated(tasks, dimensions=6):
+    texts = sorted(
+        {s for t in tasks.values() for side in ("sentence1", "sentence2") for s in t[side]}
+    )
+    table = dict(zip(texts, torch.randn(len(texts), dimensions), strict=True))
+    return evaluate_sts(lambda given: torch.stack([table[t] for t in given]), tasks), table
+
+
+def test_the_space_is_described_from_the_same_embeddings():
+    found, table = evaluated({"x": PAIRS, "y": PAIRS | {"score": [0.9, 0.1, 0.2, 0.3, 0.8]}})
+    # Above 4 of 5 is the pair (b, b) of x, above 0.8 of 1 the pair (a, b) of y.
+    a, b, every = table["a"][None], table["b"][None], torch.stack(list(table.values()))
+    assert found["alignment"] == pytest.approx((alignment(b, b) + alignment(a, b)) / 2, rel=1e-5)
+    assert found["uniformity"] == pytest.approx(uniformity(every), rel=1e-5)
+    assert found["anisotropy"] == pytest.approx(anisotropy(every), rel=1e-4)
+    spearman = [value for name, value in found.items() if name.endswith("_spearman")]
+    assert found["avg_sts"] == pytest.approx(sum(spearman) / 2)
+
+
+def test_what_does_not_exist_is_absent():
+    found, _ = evaluated({"x": PAIRS | {"score": [1.0, 3.0, 2.0, 4.0, 3.5]}})
+    assert "alignment" not in found
+    assert "uniformity" in found
+    nan = evaluate_sts(lambda given: torch.full((len(given), 2), math.nan), {"x": PAIRS})
+    assert set(nan) == {"x_spearman", "avg_sts"}
+
+
+def test_uniformity_of_many_sentences_takes_the_same_some(monkeypatch):
+    monkeypatch.setattr(sts, "UNIFORMITY_SENTENCES", 3)
+    found, table = evaluated({"x": PAIRS})
+    rows = [table[text] for text in ("a", "b", "c")]  # 0, 1 and 2 of a, b, c, d: i * 4 // 3
+    assert found["uniformity"] == pytest.approx(uniformity(torch.stack(rows)), rel=1e-5)

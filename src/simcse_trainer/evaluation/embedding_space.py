@@ -1,0 +1,88 @@
+"""How embeddings lie on the unit sphere: alignment, uniformity and anisotropy.
+
+All functions normalise what they are given, and compute in its precision.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from simcse_trainer.errors import InputError
+
+# Similarities that are in memory at once.
+_CHUNK_ELEMENTS = 2**22
+
+
+def alignment(x: Tensor, y: Tensor) -> float:
+    """How close the embeddings of texts of one meaning are; lower is better, 0 is best.
+
+    l_align = E ||f(x) - f(y)||^2 over positive pairs (Wang and Isola 2020, section 4.1.1, alpha = 2;
+    Gao et al. 2021, equation 2).
+
+    Args:
+        x: [n, D], n at least 1.
+        y: [n, D], row by row the positives of x.
+
+    Raises:
+        InputError: The shapes differ, or there is no pair.
+    """
+    if x.shape != y.shape or len(x) == 0:
+        raise InputError(
+            f"alignment: x is {list(x.shape)} and y is {list(y.shape)}; expected two [n, D] of one "
+            "shape with n at least 1, a row per pair."
+        )
+    differences = F.normalize(x, dim=-1) - F.normalize(y, dim=-1)
+    return float(differences.square().sum(-1).mean())
+
+
+def uniformity(x: Tensor) -> float:
+    """How evenly embeddings cover the sphere; lower is better.
+
+    l_uniform = log E exp(-2 ||f(x) - f(y)||^2) over distinct pairs (Wang and Isola 2020, section
+    4.1.2, t = 2; Gao et al. 2021, equation 3). Quadratic in time; its memory is bounded.
+
+    Args:
+        x: [n, D], n at least 2.
+
+    Raises:
+        InputError: Fewer than two rows.
+    """
+    count = _check_rows(x, "uniformity")
+    x = F.normalize(x, dim=-1)
+    total = torch.zeros((), dtype=torch.float64)
+    start = 0
+    while start < count:
+        rows = max(1, _CHUNK_ELEMENTS // (count - start))
+        # On the sphere ||x - y||^2 = 2 - 2 cos.
+        kernel = (x[start : start + rows] @ x[start:].T).sub_(1).mul_(4).exp_()
+        # Each pair once, and no row with itself.
+        total += kernel.triu_(diagonal=1).sum(dtype=torch.float64).cpu()
+        start += rows
+    return float((total / (count * (count - 1) / 2)).log())
+
+
+def anisotropy(x: Tensor) -> float:
+    """Mean cosine of distinct embeddings: 0 for all directions alike, 1 for a single one.
+
+    Ethayarajh 2019, section 3.3, over all pairs instead of a sample: the sum of all cosines is the
+    squared length of the sum of all unit vectors, so it is exact and linear in time.
+
+    Args:
+        x: [n, D], n at least 2.
+
+    Raises:
+        InputError: Fewer than two rows.
+    """
+    count = _check_rows(x, "anisotropy")
+    unit = F.normalize(x, dim=-1)
+    with_itself = unit.square().sum(dtype=torch.float64)
+    everything = unit.sum(0, dtype=torch.float64).square().sum()
+    return float((everything - with_itself) / (count * (count - 1)))
+
+
+def _check_rows(x: Tensor, what: str) -> int:
+    if x.ndim != 2 or len(x) < 2:
+        raise InputError(f"{what}: x is {list(x.shape)}; expected [n, D] with n at least 2.")
+    return len(x)
