@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from simcse_trainer.errors import InputError
+from simcse_trainer.hub.metadata import check_language, check_license
 from simcse_trainer.model.pooling import POOLING_MODES
 from simcse_trainer.model.saving import PROJECTION_HEADS
 
@@ -135,6 +136,15 @@ class SimCSETrainingArguments(TrainingArguments):
         0.0, "Weight of the auxiliary masked-language-model loss; the paper's is 0.1, 0 is off."
     )
     mlm_probability: float = _option(0.15, "Share of tokens that the auxiliary loss masks.")
+    language: list[str] = _option(
+        [], "Languages of the training texts, for the model card: ISO 639 codes such as en or ko."
+    )
+    license: str | None = _option(
+        None, "License of the trained model, for the model card: an identifier such as apache-2.0."
+    )
+    model_card_template: str | None = _option(
+        None, "Jinja file to render the model card with, instead of the project's own."
+    )
 
     def __post_init__(self) -> None:
         """Check what argparse cannot.
@@ -157,6 +167,10 @@ class SimCSETrainingArguments(TrainingArguments):
             raise InputError(
                 f"mini_batch_size is '{self.mini_batch_size}'; expected a number from 1, or auto."
             )
+        for code in self.language:
+            check_language(code)
+        if self.license is not None:
+            check_license(self.license)
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model = "avg_sts"
         super().__post_init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ def check_processes(world_size: int) -> None:
             f"torchrun --nproc_per_node {asked} train_simcse.py ... --use_cpu true; with GPUs a "
             "config such as configs/accelerate/multi_gpu.yaml."
         )
+
+
+def find_command(words: Sequence[str]) -> list[str]:
+    """The command line that started this run, launcher included.
+
+    Args:
+        words: What the script was given.
+    """
+    parent = _parent_command()
+    for place, part in enumerate(parent[:2]):
+        name = Path(part).name
+        if name in ("accelerate", "torchrun") and parent[len(parent) - len(words) :] == [*words]:
+            return [name, *parent[place + 1 :]]
+    return ["python", "train_simcse.py", *words]
 
 
 def _parent_command() -> list[str]:

@@ -17,13 +17,13 @@ from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETraini
 from simcse_trainer.checkpoints import find_checkpoint
 from simcse_trainer.config import parse_arguments
 from simcse_trainer.data.loading import load_training_data
+from simcse_trainer.describing import RunDescription, changed_options
 from simcse_trainer.errors import InputError
-from simcse_trainer.evaluation.sts import load_sts_tasks
-from simcse_trainer.hub.model_card import CardFacts, render_card
-from simcse_trainer.launching import check_processes
+from simcse_trainer.evaluation.sts import TASKS, load_sts_tasks
+from simcse_trainer.hub.facts import EvaluatedOn
+from simcse_trainer.launching import check_processes, find_command
 from simcse_trainer.model.modeling import SimCSEModel
-from simcse_trainer.model.packaged import PACKAGED_MODELS
-from simcse_trainer.summary import Snapshot, format_summary, take_snapshot
+from simcse_trainer.summary import format_summary, take_snapshot
 from simcse_trainer.trainer import SimCSETrainer
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SIGTERM, with a checkpoint saved.
     """
     try:
-        trainer = run_training(*parse_arguments(sys.argv[1:] if argv is None else argv))
+        words = sys.argv[1:] if argv is None else list(argv)
+        trainer = run_training(*parse_arguments(words), command=find_command(words))
     except (InputError, OSError) as error:
         # A DataLoader's worker sends its whole traceback along.
         message = str(error).rsplit("InputError: ", 1)[-1]
@@ -53,11 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_training(
-    model_args: ModelArguments, data_args: DataArguments, args: SimCSETrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: SimCSETrainingArguments,
+    *,
+    command: Sequence[str] = (),
 ) -> SimCSETrainer:
     """Train, evaluate before and after, save, and print the summary.
 
     A run that SIGTERM interrupts ends with its checkpoint: see `SafeTrainer.interrupted`.
+
+    Args:
+        model_args: The model.
+        data_args: The data.
+        args: The training.
+        command: The words of the command line, for the model card.
 
     Raises:
         InputError: The options, the data or the model cannot be used.
@@ -80,24 +91,26 @@ def run_training(
         tasks or None,
         preprocessing_num_workers=data_args.preprocessing_num_workers,
     )
+    trainer.description = _describe_run(model_args, data_args, command)
     look = partial(take_snapshot, model.encode, tasks, data_args.neighbor_queries)
     model.to(args.device)
     before = look()
+    trainer.description.before = before.metrics
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.interrupted:
         return trainer
     trainer.save_model()
     after = look()
+    trainer.description.after = after.metrics
     trainer.save_metrics("train", result.metrics)
     if after.scores:
         trainer.save_metrics(
             "eval", {f"eval_{name}": value for name, value in after.metrics.items()}
         )
     trainer.save_state()
+    trainer.create_model_card()
     if trainer.is_world_process_zero():
         folder = Path(str(args.output_dir))
-        card = render_card(_card_facts(trainer, model_args, data_args, before, after))
-        (folder / "README.md").write_text(card, encoding="utf-8")
         print("\n" + format_summary(before, after, folder, trainer.state.global_step))
     return trainer
 
@@ -175,49 +188,21 @@ def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> Si
     )
 
 
-# What a reader of the card wants to know first; the rest is in training_args.json.
-_CARD_OPTIONS = (
-    "per_device_train_batch_size",
-    "learning_rate",
-    "num_train_epochs",
-    "temperature",
-    "hard_negative_weight",
-    "mlm_weight",
-    "seed",
-)
-
-
-def _card_facts(
-    trainer: SimCSETrainer,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    before: Snapshot,
-    after: Snapshot,
-) -> CardFacts:
-    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    args = trainer.args
-    data: Any = trainer.train_dataset
-    name = model_args.model_name_or_path
-    packaged = PACKAGED_MODELS.get(name)
-    base_model = packaged.hub_name if packaged else "" if Path(name).is_dir() else name
-    kind = {1: "sentences", 2: "pairs"}.get(trainer.views, "rows with hard negatives")
-    head = {None: "none", True: "in training only", False: "linear and tanh"}
-    return CardFacts(
-        model_id=str(args.hub_model_id or args.output_dir),
-        base_model=base_model,
-        pooling_mode=model.pooling_mode,
-        projection_head=head[model.mlp_only_train if model.head is not None else None],
-        dimensions=model.embedding_dimension,
-        max_seq_length=model.max_seq_length,
-        objective="unsupervised" if trainer.views == 1 else "supervised",
-        rows=f"Streamed {kind}" if data_args.streaming else f"{len(data):,} {kind}",
-        sources=", ".join([*filter(None, [data_args.dataset_name]), *data_args.train_file]),
-        steps=trainer.state.global_step,
-        options={
-            option: getattr(args, option)
-            for option in _CARD_OPTIONS
-            if option != "num_train_epochs" or args.max_steps <= 0
-        },
-        scores={task.removesuffix("_spearman"): v for task, v in after.scores.items()},
-        scores_before={task.removesuffix("_spearman"): v for task, v in before.scores.items()},
+def _describe_run(
+    model_args: ModelArguments, data_args: DataArguments, command: Sequence[str]
+) -> RunDescription:
+    name = data_args.dataset_name
+    on_hub = bool(name) and not Path(str(name)).exists()
+    evaluated_on = {
+        task: EvaluatedOn(TASKS[task].dataset, TASKS[task].config or "", data_args.eval_split)
+        for task in data_args.eval_tasks
+        if task in TASKS
+    }
+    return RunDescription(
+        model_name=model_args.model_name_or_path,
+        datasets=[str(name)] if on_hub else [],
+        files=[*data_args.train_file, *([str(name)] if name and not on_hub else [])],
+        evaluated_on=evaluated_on,
+        options=changed_options(model_args) | changed_options(data_args),
+        command=command,
     )

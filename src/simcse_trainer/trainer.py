@@ -17,8 +17,12 @@ from transformers.trainer_utils import speed_metrics
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.cached_step import CachedStep
 from simcse_trainer.data.collator import SimCSECollator
+from simcse_trainer.describing import Examples, RunDescription, collect_facts, take_examples
 from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.plots import TRAINING_CURVE, draw_training_curve
 from simcse_trainer.evaluation.sts import evaluate_sts
+from simcse_trainer.hub.metadata import card_data
+from simcse_trainer.hub.model_card import read_template, render_card
 from simcse_trainer.interruptions import SafeTrainer
 from simcse_trainer.model.modeling import SimCSEModel, SimCSEOutput
 from simcse_trainer.model.saving import load_model
@@ -53,6 +57,9 @@ class SimCSETrainer(SafeTrainer):
 
     Attributes:
         views: Texts per row of the training data.
+        examples: Its first rows, for the model card.
+        resumed: Training went on from a checkpoint.
+        description: What the model card can say only if it is told; see `RunDescription`.
 
     Raises:
         InputError: The data or the options cannot be used.
@@ -65,6 +72,8 @@ class SimCSETrainer(SafeTrainer):
     args: SimCSETrainingArguments
     objective: ContrastiveObjective
     views = 0
+    examples = Examples([], [])
+    resumed = False
 
     def __init__(
         self,
@@ -88,10 +97,15 @@ class SimCSETrainer(SafeTrainer):
             )
         if args.mlm_weight and model.tokenizer and model.tokenizer.mask_token_id is None:
             raise InputError("mlm_weight is set, but the tokenizer has no mask token.")
+        self.description = RunDescription()
+        self.card_template = read_template(args.model_card_template)
         if train_dataset is not None:
+            texts = train_dataset
             train_dataset = tokenize_if_text(train_dataset, model, args, preprocessing_num_workers)
             check_size(train_dataset, args)
             self.views = count_views(train_dataset)
+            if args.should_save:
+                self.examples = take_examples(texts, model)
             decide_head(model, self.views)
             warn_of_settings(args, self.views)
         check_evaluation(args, eval_dataset)
@@ -194,7 +208,8 @@ class SimCSETrainer(SafeTrainer):
             metric_key_prefix: Before every key.
 
         Returns:
-            `eval_<task>_spearman` for each task, and their mean `eval_avg_sts`.
+            `eval_<task>_spearman` for each task, their mean `eval_avg_sts`, and where they exist
+            `eval_alignment`, `eval_uniformity` and `eval_anisotropy`; see `evaluate_sts`.
         """
         tasks = tasks_by_name(self.eval_dataset if eval_dataset is None else eval_dataset)
         start = time.time()
@@ -215,6 +230,42 @@ class SimCSETrainer(SafeTrainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def create_model_card(  # type: ignore[override]
+        self,
+        folder: str | Path | None = None,
+        *,
+        model_id: str | None = None,
+        figure: bool = True,
+        **ignored: Any,
+    ) -> None:
+        """Write `README.md`, and the training curve where it can be drawn, at any time.
+
+        Args:
+            folder: By default `output_dir`.
+            model_id: What the card says to load; by default `hub_model_id`, else `output_dir`.
+            figure: Draw `training_curve.png`; else only refer to it, for who draws it elsewhere.
+            ignored: What `Trainer.push_to_hub` passes for its own card.
+
+        Raises:
+            InputError: The user's template fails.
+        """
+        if not self.is_world_process_zero():
+            return
+        facts = collect_facts(self, model_id)
+        path = Path(folder or str(self.args.output_dir))
+        path.mkdir(parents=True, exist_ok=True)
+        if figure and facts.figure:
+            draw_training_curve(self.state.log_history, path / TRAINING_CURVE)
+        text = render_card(facts, self.card_template)
+        token = str(self.args.hub_token or "")
+        if len(token) > 7:  # wherever it slipped in; a shorter one is none, and may be a word
+            text = text.replace(token, "***")
+        (path / "README.md").write_text(text, encoding="utf-8")
+
+    def card_metadata(self, model_id: str | None = None) -> str:
+        """The YAML at the top of the card, as far as it is known now, to check it with the Hub."""
+        return card_data(collect_facts(self, model_id)).to_yaml()
 
     def _mask(self, input_ids: Tensor) -> dict[str, Tensor]:
         tokenizer: Any = self.processing_class
@@ -242,6 +293,7 @@ class SimCSETrainer(SafeTrainer):
     ) -> None:
         """Weights of a checkpoint into the model, the training-only heads among them."""
         target: Any = self.model if model is None else model
+        self.resumed |= self.state.global_step == 0  # later on it is the best model's
         loaded = load_model(str(resume_from_checkpoint), padding_free=False)
         try:
             target.load_state_dict(loaded.state_dict())

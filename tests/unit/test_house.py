@@ -23,6 +23,8 @@ ROOMS = [
     "interruptions",
     "preparation",
     "cached_step",
+    "provenance",
+    "describing",
     "trainer",
     "summary",
     "launching",

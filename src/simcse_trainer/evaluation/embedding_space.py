@@ -18,8 +18,8 @@ _CHUNK_ELEMENTS = 2**22
 def alignment(x: Tensor, y: Tensor) -> float:
     """How close the embeddings of texts of one meaning are; lower is better, 0 is best.
 
-    l_align = E ||f(x) - f(y)||^2 over positive pairs (Wang and Isola 2020, section 4.1.1, alpha = 2;
-    Gao et al. 2021, equation 2).
+    l_align = E ||f(x) - f(y)||^2 over positive pairs (Wang and Isola 2020, section 4.1.1,
+    alpha = 2; Gao et al. 2021, equation 2).
 
     Args:
         x: [n, D], n at least 1.

@@ -46,7 +46,7 @@ def draw_training_curve(log_history: _LogHistory, path: str | Path) -> None:
 
     name, score = _score(log_history)
     # Told apart by line and marker, so that they are in greyscale too.
-    panels = [
+    panels: list[tuple[str, _Points, dict[str, Any]]] = [
         ("training loss", _loss(log_history), {"color": "0.0", "linestyle": "-"}),
         (name, score, {"color": "0.35", "linestyle": "--", "marker": "o", "markersize": 4}),
     ]

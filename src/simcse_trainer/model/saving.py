@@ -118,7 +118,7 @@ def save_model(
     state = model.state_dict() if state_dict is None else state_dict
     backbone, head = _part(state, "backbone."), _part(state, "head.")
     exported = head if model.mlp_only_train is False else {}
-    if model.pooling_mode == "cls" and _has_tanh_pooler(model.backbone):
+    if model.pooling_mode == "cls" and has_tanh_pooler(model.backbone):
         # As the released checkpoints do: AutoModel's pooler_output is the sentence embedding.
         backbone |= {f"pooler.{name}": tensor for name, tensor in exported.items()}
     _save_backbone(model, folder, backbone)
@@ -161,7 +161,8 @@ def _save_training_heads(model: SimCSEModel, folder: Path, state: Mapping[str, T
         save_file(heads, folder / TRAINING_HEADS)
 
 
-def _has_tanh_pooler(backbone: PreTrainedModel) -> bool:
+def has_tanh_pooler(backbone: PreTrainedModel) -> bool:
+    """Whether `AutoModel` of this family has a pooling layer of a linear layer and tanh."""
     with torch.device("meta"):
         names = dict(type(backbone)(backbone.config).named_parameters())
     weight = names.get("pooler.dense.weight")
