@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from simcse_trainer.data.schema import resolve_text_columns
 from simcse_trainer.data.tokenization import INPUT_IDS
 from simcse_trainer.evaluation.plots import can_draw_training_curve
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS
-from simcse_trainer.hub.metadata import is_repo_id
 from simcse_trainer.hub.facts import CardFacts, EvaluatedOn
+from simcse_trainer.hub.metadata import is_repo_id
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.packaged import PACKAGED_MODELS
 from simcse_trainer.model.pooling import LAYER_PAIRS
@@ -194,20 +195,23 @@ def _describe_options(args: SimCSETrainingArguments) -> dict[str, Any]:
 
 def _describe_model(model: Any) -> dict[str, Any]:
     at_inference = model.head is not None and model.mlp_only_train is False
-    head = "linear and tanh" if at_inference else "in training only" if model.head else "none"
+    by_cls = model.pooling_mode == "cls"
+    module = 3 if model.pooling_mode in LAYER_PAIRS else 2
+    given = getattr(model.tokenizer, "model_input_names", ())
+    taken = signature(model.backbone.forward).parameters
     return {
         "pooling_mode": model.pooling_mode,
         "dimensions": model.embedding_dimension,
         "max_seq_length": model.max_seq_length,
-        "projection_head": head,
-        "head_folder": f"{3 if model.pooling_mode in LAYER_PAIRS else 2}_Dense"
-        if at_inference
-        else "",
-        "pooler_output": at_inference
-        and model.pooling_mode == "cls"
-        and has_tanh_pooler(model.backbone),
+        "projection_head": _HEADS[model.mlp_only_train is not False if model.head else None],
+        "head_folder": f"{module}_Dense" if at_inference else "",
+        "pooler_output": at_inference and by_cls and has_tanh_pooler(model.backbone),
         "pads_left": getattr(model.tokenizer, "padding_side", "right") == "left",
+        "drops_token_types": "token_type_ids" in given and "token_type_ids" not in taken,
     }
+
+
+_HEADS = {None: "none", True: "in training only", False: "linear and tanh"}
 
 
 def _find_base_model(name: str) -> str:
