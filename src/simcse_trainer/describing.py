@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +196,6 @@ def _describe_model(model: Any) -> dict[str, Any]:
     at_inference = model.head is not None and model.mlp_only_train is False
     by_cls = model.pooling_mode == "cls"
     module = 3 if model.pooling_mode in LAYER_PAIRS else 2
-    given = getattr(model.tokenizer, "model_input_names", ())
-    taken = signature(model.backbone.forward).parameters
     return {
         "pooling_mode": model.pooling_mode,
         "dimensions": model.embedding_dimension,
@@ -207,7 +204,6 @@ def _describe_model(model: Any) -> dict[str, Any]:
         "head_folder": f"{module}_Dense" if at_inference else "",
         "pooler_output": at_inference and by_cls and has_tanh_pooler(model.backbone),
         "pads_left": getattr(model.tokenizer, "padding_side", "right") == "left",
-        "drops_token_types": "token_type_ids" in given and "token_type_ids" not in taken,
     }
 
 

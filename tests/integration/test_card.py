@@ -14,7 +14,7 @@ from conftest import WORDS, fails, tiny_backbone, tiny_tokenizer
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model, texts
-from transformers import TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer
 from simcse_trainer.describing import RunDescription
@@ -29,10 +29,10 @@ EVALUATING = {"eval_strategy": "steps", "eval_steps": 2}
 SNIPPETS = {
     "cls-pooler": ("bert", "cls", True, "right"),
     "cls-dense": ("distilbert", "cls", True, "right"),
-    "cls": ("bert", "cls", False, "left"),
+    "cls": ("bert", "cls", False, "right"),
     "mean": ("bert", "mean", None, "right"),
     "mean-dense": ("roberta", "mean", True, "right"),
-    "max": ("bert", "max", None, "left"),
+    "max": ("bert", "max", None, "right"),
     "lasttoken": ("llama", "lasttoken", None, "left"),
     "weightedmean": ("llama", "weightedmean", None, "left"),
     "avg_top2": ("roberta", "avg_top2", None, "right"),
@@ -61,8 +61,12 @@ def test_the_three_snippets_run_as_printed_and_agree(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     expected = {}
     for name, (family, pooling_mode, at_inference, side) in SNIPPETS.items():
-        tokenizer = tiny_tokenizer()
-        tokenizer.padding_side = side
+        tiny_tokenizer().save_pretrained("tokenizer")
+        # Set later on, neither would be saved.
+        inputs = ["input_ids", "token_type_ids", "attention_mask"]
+        tokenizer = AutoTokenizer.from_pretrained(
+            "tokenizer", padding_side=side, model_input_names=inputs
+        )
         head = None if at_inference is None else ProjectionHead(32, std=0.3)
         model = SimCSEModel(
             tiny_backbone(family),

@@ -35,7 +35,6 @@ class CardFacts:
         head_folder: Folder of the head in the model's, where inference uses it.
         pooler_output: `AutoModel` gives the embedding under this name.
         pads_left: The tokenizer pads on the left.
-        drops_token_types: The tokenizer gives token types, and the backbone takes none.
         base_model: Name on the Hub of the model that training started from.
         base_model_relation: finetune, adapter or merge.
         objective: Such as "supervised, with hard negatives".
@@ -73,7 +72,6 @@ class CardFacts:
     head_folder: str = ""
     pooler_output: bool = False
     pads_left: bool = False
-    drops_token_types: bool = False
     base_model: str = ""
     base_model_relation: str = "finetune"
     objective: str = ""

@@ -105,7 +105,6 @@ def template_values(facts: CardFacts) -> dict[str, Any]:
         "head_folder": facts.head_folder,
         "pooler_output": facts.pooler_output,
         "pads_left": facts.pads_left,
-        "drops_token_types": facts.drops_token_types,
         "base_model": escape(facts.base_model),
         "base_model_url": escape_url(facts.base_model),
         "base_model_relation": facts.base_model_relation,
