@@ -49,11 +49,19 @@ def find_command(words: Sequence[str]) -> list[str]:
         words: What the script was given.
     """
     parent = _parent_command()
-    for place, part in enumerate(parent[:2]):
-        name = Path(part).name
-        if name in ("accelerate", "torchrun") and parent[len(parent) - len(words) :] == [*words]:
-            return [name, *parent[place + 1 :]]
+    if parent[len(parent) - len(words) :] == [*words]:
+        for place, part in enumerate(parent[:3]):  # python, -m, the launcher
+            if launcher := _LAUNCHERS.get(Path(part).name):
+                return [launcher, *parent[place + 1 :]]
     return ["python", "train_simcse.py", *words]
+
+
+_LAUNCHERS = {
+    "accelerate": "accelerate",
+    "accelerate.commands.accelerate_cli": "accelerate",
+    "torchrun": "torchrun",
+    "torch.distributed.run": "torchrun",
+}
 
 
 def _parent_command() -> list[str]:

@@ -12,7 +12,7 @@ from conftest import ROOT
 from test_train import run  # noqa: F401  (a fixture)
 
 from simcse_trainer import InputError
-from simcse_trainer.launching import _asked_of_accelerate, check_processes
+from simcse_trainer.launching import _asked_of_accelerate, check_processes, find_command
 
 CONFIGS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 
@@ -88,3 +88,27 @@ def test_one_core_of_several_is_named(monkeypatch, caplog):
     caplog.clear()
     check_processes(4)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("parent", "command"),
+    [
+        ([], "python train_simcse.py run.yaml --seed 1"),
+        (["bash", "x.sh", "run.yaml", "--seed", "1"], "python train_simcse.py run.yaml --seed 1"),
+        (
+            ["/v/python", "/v/bin/accelerate", "launch", "train_simcse.py", "run.yaml", "--seed", "1"],
+            "accelerate launch train_simcse.py run.yaml --seed 1",
+        ),
+        (
+            ["/v/python", "-m", "torch.distributed.run", "--nproc_per_node", "2", "t.py", "run.yaml", "--seed", "1"],
+            "torchrun --nproc_per_node 2 t.py run.yaml --seed 1",
+        ),
+        (
+            ["/v/python", "/v/bin/torchrun", "other.py"],
+            "python train_simcse.py run.yaml --seed 1",
+        ),
+    ],
+)
+def test_the_command_that_the_card_names(parent, command, monkeypatch):
+    monkeypatch.setattr("simcse_trainer.launching._parent_command", lambda: parent)
+    assert " ".join(find_command(["run.yaml", "--seed", "1"])) == command
