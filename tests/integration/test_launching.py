@@ -87,7 +87,7 @@ def test_one_core_of_several_is_named(monkeypatch, caplog):
     assert "Computing with 1 of 4 CPU cores; set OMP_NUM_THREADS=4" in caplog.text
     caplog.clear()
     check_processes(4)
-    assert not caplog.text
+    assert "Computing with" not in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_one_core_of_several_is_named(monkeypatch, caplog):
         ([], "python train_simcse.py run.yaml --seed 1"),
         (["bash", "x.sh", "run.yaml", "--seed", "1"], "python train_simcse.py run.yaml --seed 1"),
         (
-            ["/v/python", "/v/bin/accelerate", "launch", "train_simcse.py", "run.yaml", "--seed", "1"],
-            "accelerate launch train_simcse.py run.yaml --seed 1",
+            ["/v/python", "/v/bin/accelerate", "launch", "t.py", "run.yaml", "--seed", "1"],
+            "accelerate launch t.py run.yaml --seed 1",
         ),
         (
-            ["/v/python", "-m", "torch.distributed.run", "--nproc_per_node", "2", "t.py", "run.yaml", "--seed", "1"],
-            "torchrun --nproc_per_node 2 t.py run.yaml --seed 1",
+            ["python", "-m", "torch.distributed.run", "-n", "t.py", "run.yaml", "--seed", "1"],
+            "torchrun -n t.py run.yaml --seed 1",
         ),
         (
             ["/v/python", "/v/bin/torchrun", "other.py"],

@@ -61,7 +61,7 @@ def test_a_run_ends_with_scores_neighbours_and_a_folder(run, capsys, tmp_path):
     results = json.loads((tmp_path / "out/all_results.json").read_text())
     assert results["eval_pairs_spearman"] == pytest.approx(float(table.split()[2]), abs=0.01)
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
-    assert "35 rows with hard negatives from triplets.csv, 4 steps." in card
+    assert "35 rows of sent0, sent1, hard_neg from triplets.csv, 4 steps." in card
     assert SimCSEModel.from_pretrained("out").encode(["a man"]).shape == (1, 32)
 
 
