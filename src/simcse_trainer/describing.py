@@ -34,7 +34,7 @@ _UNTOLD = """
     output_dir logging_dir run_name project report_to disable_tqdm log_level log_level_replica
     log_on_each_node resume_from_checkpoint push_to_hub accelerator_config debug local_rank
     ddp_timeout language license model_card_template do_train do_eval do_predict neighbor_queries
-    model_name_or_path sts_data_dir preprocessing_num_workers
+    model_name_or_path sts_data_dir preprocessing_num_workers dataloader_pin_memory
 """.split()  # noqa: SIM905
 _UNTOLD_PREFIXES = ("hub_", "trackio_")
 
@@ -177,7 +177,8 @@ def changed_options(options: Any) -> dict[str, Any]:
     return {
         name: _portable_value(value)
         for name, value in changed.items()
-        if name not in _UNTOLD
+        if value is not None
+        and name not in _UNTOLD
         and not name.startswith(_UNTOLD_PREFIXES)
         and not name.endswith(("_token", "_key"))
     }

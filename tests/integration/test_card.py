@@ -17,7 +17,8 @@ from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model,
 from transformers import AutoTokenizer, TrainerCallback
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer
-from simcse_trainer.describing import RunDescription
+from simcse_trainer.arguments import DataArguments
+from simcse_trainer.describing import RunDescription, changed_options
 from simcse_trainer.evaluation.plots import draw_training_curve
 from simcse_trainer.model.heads import ProjectionHead
 from simcse_trainer.provenance import find_commit
@@ -253,6 +254,25 @@ class TestFromPython:
         fails(lambda: build_args(tmp_path, language=["Korean"]), "'Korean'")
         args = build_args(tmp_path, model_card_template="gone.md")
         fails(lambda: SimCSETrainer(build_model(), args, TRIPLETS), "gone.md cannot be read")
+
+    def test_options_that_are_told(self, tmp_path):
+        said = DataArguments(
+            train_file=[str(tmp_path / "a.csv"), "b.csv"],
+            eval_split=None,
+            neighbor_queries=["x"],
+            sts_data_dir="/data",
+        )
+        assert changed_options(said) == {"train_file": ["a.csv", "b.csv"]}
+        args = build_args(tmp_path, hub_token="hf_x", hub_model_id="me/x", logging_steps=500)
+        told = changed_options(args)
+        assert set(told) == {
+            "per_device_train_batch_size",
+            "max_steps",
+            "learning_rate",
+            "save_strategy",
+            "use_cpu",
+            "seed",
+        }
 
     def test_what_transformers_passes_for_its_own_card_is_no_error(self, tmp_path):
         trainer = SimCSETrainer(build_model(), build_args(tmp_path), TRIPLETS)
