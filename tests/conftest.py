@@ -13,6 +13,8 @@ import torch
 # Tiny models lose time to a second thread, and the test processes are as many as the cores.
 torch.set_num_threads(1)
 
+pytest_plugins = ["hub_fixture"]
+
 ROOT = Path(__file__).parents[1]
 
 

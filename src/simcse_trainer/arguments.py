@@ -136,6 +136,24 @@ class SimCSETrainingArguments(TrainingArguments):
         0.0, "Weight of the auxiliary masked-language-model loss; the paper's is 0.1, 0 is off."
     )
     mlm_probability: float = _option(0.15, "Share of tokens that the auxiliary loss masks.")
+    hub_push_training_state: bool = _option(
+        True,
+        "With push_to_hub: also push what resuming needs, to the branch training-state.",
+    )
+    hub_timeout_s: float = _option(
+        60.0, "Seconds without an answer after which a request to the Hub is made again."
+    )
+    hub_final_timeout_s: float = _option(
+        600.0, "Seconds that the end of training waits for the last upload, at most."
+    )
+    resume_from_hub: str | None = _option(
+        None,
+        "Go on from the newest training state of this Hub repository: user/repo, or "
+        "user/repo@revision for an earlier one.",
+    )
+    allow_resume_mismatch: bool = _option(
+        False, "Resume although the backbone, the data or the batch are not the checkpoint's."
+    )
     language: list[str] = _option(
         [], "Languages of the training texts, for the model card: ISO 639 codes such as en or ko."
     )
@@ -158,6 +176,8 @@ class SimCSETrainingArguments(TrainingArguments):
             "mlm_probability": (0 < self.mlm_probability < 1, "between 0 and 1"),
             "per_device_train_batch_size": (self.per_device_train_batch_size > 1, "2 or more"),
             "learning_rate": (self.learning_rate >= 0, "0 or more"),
+            "hub_timeout_s": (self.hub_timeout_s > 0, "more than 0"),
+            "hub_final_timeout_s": (self.hub_final_timeout_s >= 0, "0 or more"),
             "gradient_accumulation_steps": (self.gradient_accumulation_steps > 0, "1 or more"),
         }
         for name, (holds, expected) in bounds.items():

@@ -60,6 +60,8 @@ class SafeTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(folder / STAGING, ignore_errors=True)
         checkpoint = _choose_checkpoint(resume_from_checkpoint, folder)
+        if checkpoint is not None:
+            self._check_resumable(Path(checkpoint))
         stop = _StopOnTermination(self)
         self.add_callback(stop)
         try:
@@ -67,6 +69,9 @@ class SafeTrainer(Trainer):
                 return super().train(checkpoint, *args, **kwargs)
         finally:
             self.remove_callback(stop)
+
+    def _check_resumable(self, checkpoint: Path) -> None:
+        """For subclasses: refuse a checkpoint of another run."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `Trainer.save_model`; a folder that holds a model keeps it until all is written.
@@ -89,8 +94,6 @@ class SafeTrainer(Trainer):
                 f"The model could not be saved in {folder}: {_in_one_line(error)}. Free some space"
                 + (f"; {last.name} is complete: --resume_from_checkpoint true." if last else ".")
             ) from error
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write aside and rename; where that fails, training goes on and the last one stays."""
@@ -120,8 +123,6 @@ class SafeTrainer(Trainer):
                 name,
                 _in_one_line(failure) if failure else "in another process",
             )
-        elif self.args.push_to_hub:
-            super()._push_from_checkpoint(str(run / name))
 
     def _publish(self, staged: Path, final: Path) -> None:
         is_best = self.state.best_model_checkpoint == str(staged)
@@ -153,7 +154,7 @@ class SafeTrainer(Trainer):
         return str(self._staging) if self._staging else str(super()._get_output_dir(trial))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Not while the folder has still to be renamed: `_save_checkpoint` does it afterwards."""
+        """Not here, where the folder has still to be renamed: `HubCheckpointCallback` pushes."""
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.interrupted:

@@ -20,7 +20,9 @@ from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.describing import RunDescription, changed_options
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import TASKS, load_sts_tasks
+from simcse_trainer.hub.callback import HubCheckpointCallback
 from simcse_trainer.hub.facts import EvaluatedOn
+from simcse_trainer.hub.resume import download_training_state
 from simcse_trainer.launching import check_processes, find_command
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.summary import format_summary, take_snapshot
@@ -76,6 +78,7 @@ def run_training(
     _set_up_logging(args)
     check_processes(args.world_size)
     checkpoint = _find_checkpoint(args)
+    hub = HubCheckpointCallback(args) if args.push_to_hub else None
     set_seed(args.seed)
     if data_args.neighbor_queries and not data_args.eval_tasks:
         raise InputError("neighbor_queries are searched in the evaluation data; pass --eval_tasks.")
@@ -90,14 +93,18 @@ def run_training(
         train_dataset,
         tasks or None,
         preprocessing_num_workers=data_args.preprocessing_num_workers,
+        callbacks=[hub] if hub else None,
     )
     trainer.description = _describe_run(model_args, data_args, command)
     look = partial(take_snapshot, model.encode, tasks, data_args.neighbor_queries)
     model.to(args.device)
     before = look()
     trainer.description.before = before.metrics
+    if hub:
+        hub.waits_at_train_end = False  # the model and its last scores are still to come
     result = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.interrupted:
+        _finish_hub(hub)
         return trainer
     trainer.save_model()
     after = look()
@@ -112,7 +119,15 @@ def run_training(
     if trainer.is_world_process_zero():
         folder = Path(str(args.output_dir))
         print("\n" + format_summary(before, after, folder, trainer.state.global_step))
+        if hub:
+            hub.push_folder(folder)
+    _finish_hub(hub)
     return trainer
+
+
+def _finish_hub(hub: HubCheckpointCallback | None) -> None:
+    if hub:
+        hub.finish()
 
 
 def _set_up_logging(args: SimCSETrainingArguments) -> None:
@@ -130,6 +145,8 @@ def _find_checkpoint(args: SimCSETrainingArguments) -> str | None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output_dir {folder} is a file; pass the name of a folder.")
     last = find_checkpoint(folder) if folder.is_dir() else None
+    if args.resume_from_hub and (last is None or args.resume_from_checkpoint is None):
+        return _fetch_checkpoint(args, folder, last)
     asked = args.resume_from_checkpoint
     if asked is None or asked.lower() == "false":
         if last is not None:
@@ -145,6 +162,25 @@ def _find_checkpoint(args: SimCSETrainingArguments) -> str | None:
     if not Path(asked).is_dir():
         raise InputError(f"resume_from_checkpoint: there is no folder {asked}.")
     return asked
+
+
+def _fetch_checkpoint(args: SimCSETrainingArguments, folder: Path, last: Path | None) -> str:
+    if last is not None:
+        raise InputError(
+            f"{folder} holds {last.name}. Pass --resume_from_checkpoint true beside "
+            "--resume_from_hub to go on with what is here, or another --output_dir."
+        )
+    with args.main_process_first(desc="fetching the training state"):
+        found = find_checkpoint(folder) if args.local_process_index and folder.is_dir() else None
+        if found is None:
+            found = download_training_state(
+                str(args.resume_from_hub),
+                folder,
+                token=args.hub_token,
+                timeout_s=args.hub_timeout_s,
+                patience_s=args.hub_final_timeout_s,
+            )
+    return str(found)
 
 
 def _build_trainer(*args: Any, **kwargs: Any) -> SimCSETrainer:

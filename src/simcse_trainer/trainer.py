@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,10 @@ from transformers.trainer_utils import speed_metrics
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.cached_step import CachedStep
 from simcse_trainer.data.collator import SimCSECollator
-from simcse_trainer.describing import Examples, RunDescription, collect_facts, take_examples
+from simcse_trainer.describing import RunDescription, take_examples
 from simcse_trainer.errors import InputError
-from simcse_trainer.evaluation.plots import TRAINING_CURVE, draw_training_curve
 from simcse_trainer.evaluation.sts import evaluate_sts
-from simcse_trainer.hub.metadata import card_data
-from simcse_trainer.hub.model_card import read_template, render_card
-from simcse_trainer.interruptions import SafeTrainer
+from simcse_trainer.hub.model_card import read_template
 from simcse_trainer.model.modeling import SimCSEModel, SimCSEOutput
 from simcse_trainer.model.saving import load_model
 from simcse_trainer.objective import ContrastiveObjective, mask_tokens
@@ -37,11 +34,13 @@ from simcse_trainer.preparation import (
     tokenize_if_text,
     warn_of_settings,
 )
+from simcse_trainer.pushing_trainer import PushingTrainer
+from simcse_trainer.same_run import check_same_run, identify_run, write_run
 
 logger = logging.getLogger(__name__)
 
 
-class SimCSETrainer(SafeTrainer):
+class SimCSETrainer(PushingTrainer):
     """Trains a `SimCSEModel` as `Trainer` trains any model.
 
     Args:
@@ -57,9 +56,6 @@ class SimCSETrainer(SafeTrainer):
 
     Attributes:
         views: Texts per row of the training data.
-        examples: Its first rows, for the model card.
-        resumed: Training went on from a checkpoint.
-        description: What the model card can say only if it is told; see `RunDescription`.
 
     Raises:
         InputError: The data or the options cannot be used.
@@ -72,8 +68,6 @@ class SimCSETrainer(SafeTrainer):
     args: SimCSETrainingArguments
     objective: ContrastiveObjective
     views = 0
-    examples = Examples([], [])
-    resumed = False
 
     def __init__(
         self,
@@ -88,6 +82,7 @@ class SimCSETrainer(SafeTrainer):
         args = args or SimCSETrainingArguments()
         if not isinstance(args, SimCSETrainingArguments):
             raise InputError(f"args is a {type(args).__name__}; pass SimCSETrainingArguments.")
+        kwargs["callbacks"] = self.set_up_hub(args, kwargs.get("callbacks"))
         if isinstance(model, str):
             model = SimCSEModel.from_pretrained(model, mlm_head=args.mlm_weight > 0)
         if args.mlm_weight and model.mlm_head is None:
@@ -231,42 +226,6 @@ class SimCSETrainer(SafeTrainer):
         )
         return metrics
 
-    def create_model_card(  # type: ignore[override]
-        self,
-        folder: str | Path | None = None,
-        *,
-        model_id: str | None = None,
-        figure: bool = True,
-        **ignored: Any,
-    ) -> None:
-        """Write `README.md`, and the training curve where it can be drawn, at any time.
-
-        Args:
-            folder: By default `output_dir`.
-            model_id: What the card says to load; by default `hub_model_id`, else `output_dir`.
-            figure: Draw `training_curve.png`; else only refer to it, for who draws it elsewhere.
-            ignored: What `Trainer.push_to_hub` passes for its own card.
-
-        Raises:
-            InputError: The user's template fails.
-        """
-        if not self.is_world_process_zero():
-            return
-        facts = collect_facts(self, model_id)
-        path = Path(folder or str(self.args.output_dir))
-        path.mkdir(parents=True, exist_ok=True)
-        if figure and facts.figure:
-            draw_training_curve(self.state.log_history, path / TRAINING_CURVE)
-        text = render_card(facts, self.card_template)
-        token = str(self.args.hub_token or "")
-        if len(token) > 7:  # wherever it slipped in; a shorter one is none, and may be a word
-            text = text.replace(token, "***")
-        (path / "README.md").write_text(text, encoding="utf-8")
-
-    def card_metadata(self, model_id: str | None = None) -> str:
-        """The YAML at the top of the card, as far as it is known now, to check it with the Hub."""
-        return card_data(collect_facts(self, model_id)).to_yaml()
-
     def _mask(self, input_ids: Tensor) -> dict[str, Tensor]:
         tokenizer: Any = self.processing_class
         masked = mask_tokens(
@@ -287,6 +246,16 @@ class SimCSETrainer(SafeTrainer):
         # JSON, in which the Hub token is blanked: the Trainer's own pickle holds it in clear.
         arguments = self.args.to_json_string() + "\n"
         (folder / "training_args.json").write_text(arguments, encoding="utf-8")
+        if in_checkpoint:
+            write_run(self._run, folder)
+
+    @cached_property
+    def _run(self) -> dict[str, Any]:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return identify_run(model, self.train_dataset, self.args)
+
+    def _check_resumable(self, checkpoint: Path) -> None:
+        check_same_run(self._run, checkpoint, allow_mismatch=self.args.allow_resume_mismatch)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

@@ -16,19 +16,22 @@ ROOMS = [
     "model",
     "data",
     "evaluation",
+    "checkpoints",
     "hub",
     "arguments",
     "config",
-    "checkpoints",
     "interruptions",
     "preparation",
+    "same_run",
     "cached_step",
     "provenance",
     "describing",
+    "pushing_trainer",
     "trainer",
     "summary",
     "launching",
     "train",
+    "cli",
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

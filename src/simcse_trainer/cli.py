@@ -1,0 +1,77 @@
+"""The command `simcse-trainer`: what there is to do with a trained folder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simcse_trainer.errors import InputError
+
+app = typer.Typer(
+    name="simcse-trainer",
+    help="Train sentence embeddings with SimCSE, and use them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Train sentence embeddings with SimCSE, and use them."""
+
+
+@app.command(
+    epilog="Example: simcse-trainer push outputs/unsup_bert_base me/unsup-simcse-bert-base"
+)
+def push(
+    folder: Annotated[Path, typer.Argument(help="The output_dir of a run, or any trained model.")],
+    repository: Annotated[str, typer.Argument(help="Where to: user/name.", metavar="REPO")],
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="Of a new repository. Default: as the Hub decides."
+        ),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(help="Default: of HF_TOKEN or `hf auth login`.", show_default=False),
+    ] = None,
+    revision: Annotated[str, typer.Option(help="Branch for the model.")] = "main",
+    training_state: Annotated[
+        bool, typer.Option(help="Also push the newest checkpoint, for --resume_from_hub.")
+    ] = True,
+    timeout_s: Annotated[float, typer.Option(help="Failures are retried for so long.")] = 600.0,
+) -> None:
+    """Push a trained folder to the Hub. Run again, it does what is missing, or nothing."""
+    from simcse_trainer.hub.process import HubSettings
+    from simcse_trainer.hub.pushing import push as push_folder
+
+    name, commits = push_folder(
+        folder,
+        HubSettings(repository, token=token, private=private, timeout_s=min(60.0, timeout_s)),
+        branch=revision,
+        training_state=training_state,
+        patience_s=timeout_s,
+    )
+    made = f"{commits} commit{'s' * (commits != 1)}" if commits else "nothing to do"
+    typer.echo(f"{folder} is on the Hub: {name} ({made}).")
+
+
+def main() -> None:
+    """Exit status 2 and one line on stderr for what the user can put right."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.Abort:
+        sys.exit(130)
+    except (InputError, OSError) as error:
+        message = str(error)
+    except Exception as error:
+        # How typer refuses a command line; anything else is a bug and shows where.
+        if not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,178 @@
+"""HubCheckpointCallback: every save goes to the Hub, and no Hub goes into training's way."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+
+from simcse_trainer.checkpoints import what_is_torn
+from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.plots import TRAINING_CURVE
+from simcse_trainer.hub.failures import HubFailure
+from simcse_trainer.hub.process import HubProcess, HubSettings
+from simcse_trainer.hub.pushing import stage_folder
+from simcse_trainer.hub.snapshot import (
+    STATE,
+    UPLOADS,
+    link_model,
+    link_state,
+    message_of,
+    pushes_of,
+)
+from simcse_trainer.hub.uploader import Upload, Uploader
+
+logger = logging.getLogger(__name__)
+
+# How long the checks before training may take, with the start of the process that makes them.
+_CHECK_S, _CHECK_CARD_S = 7.0, 2.0
+
+
+class HubCheckpointCallback(TrainerCallback):
+    """Pushes each checkpoint, its card and its training state, in the background.
+
+    The options are the Trainer's: `hub_model_id` (by default the name of `output_dir`),
+    `hub_token`, `hub_private_repo`, `hub_revision` (the branch), `hub_strategy` (`end`: only the
+    final model; `all_checkpoints`, or `hub_always_push`: no save is left out; else a newer save
+    replaces one that waits), `hub_push_training_state`, `hub_timeout_s`, `hub_final_timeout_s`.
+
+    Args:
+        args: Of the Trainer.
+
+    Attributes:
+        write_card: Writes `README.md` into a folder, for the repository named; set by the Trainer.
+        waits_at_train_end: In a single process the end of training waits for the last upload.
+            Unset where something is still to follow; `finish` waits then.
+
+    Raises:
+        InputError: Token, permission, repository name or card metadata are no good.
+    """
+
+    def __init__(self, args: Any):
+        self.args = args
+        self.write_card: Callable[[Path, str], None] | None = None
+        self.waits_at_train_end = int(args.world_size) == 1
+        self.uploader: Uploader | None = None
+        if args.process_index == 0:
+            self._connect()
+
+    def _connect(self) -> None:
+        args = self.args
+        shutil.rmtree(Path(str(args.output_dir)) / UPLOADS, ignore_errors=True)
+        settings = HubSettings(
+            name=args.hub_model_id or Path(str(args.output_dir)).absolute().name,
+            token=args.hub_token,
+            private=args.hub_private_repo,
+            timeout_s=args.hub_timeout_s,
+        )
+        keep_all = args.hub_always_push or args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
+        uploader = Uploader(HubProcess(settings), keep_all=keep_all)
+        self.uploader = uploader
+        self._check({"action": "check"}, _CHECK_S)
+        atexit.register(self.finish)
+
+    def check_card(self, metadata: str) -> None:
+        """Ask the Hub whether it takes a card's metadata.
+
+        Args:
+            metadata: The YAML, without its dashes.
+
+        Raises:
+            InputError: It does not.
+        """
+        request = {"action": "check_card", "content": f"---\n{metadata}\n---\n"}
+        self._check(request, _CHECK_CARD_S)
+
+    def _check(self, request: dict[str, str], patience_s: float) -> None:
+        if self.uploader is None:
+            return
+        try:
+            self.uploader.check(request, patience_s=patience_s)
+        except HubFailure as failure:
+            self.uploader.end()
+            raise InputError(
+                f"push_to_hub: {self.uploader.repository} cannot be pushed to: {failure}. Mend it, "
+                "or pass --push_to_hub false."
+            ) from None
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Queue the checkpoint just written; whatever goes wrong here, training goes on."""
+        if self.uploader is None or args.hub_strategy == HubStrategy.END:
+            return
+        checkpoint = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        if what_is_torn(checkpoint) is not None:
+            return  # it could not be saved, which has been said
+        try:
+            self.uploader.submit(self._stage(checkpoint, state))
+        except Exception as error:
+            logger.warning("%s is not pushed: %s. Training goes on.", checkpoint.name, error)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Wait for the last upload; with several processes not here, where the others would too."""
+        if self.waits_at_train_end:
+            self.finish()
+
+    def push_folder(self, folder: Path) -> None:
+        """Queue a finished model's folder, with the training state of its last checkpoint."""
+        if self.uploader is not None:
+            upload = stage_folder(
+                folder,
+                branch=self.args.hub_revision or "main",
+                training_state=self.args.hub_push_training_state,
+            )
+            self.uploader.submit(upload)
+
+    def finish(self) -> bool:
+        """Wait for what is under way, `hub_final_timeout_s` at most, and say how it ended.
+
+        Returns:
+            Whether the newest upload is on the Hub.
+        """
+        if self.uploader is None or (self.uploader.is_idle and self.uploader.failure is None):
+            return True
+        args = self.args
+        bar = not args.disable_tqdm
+        failure = self.uploader.finish(args.hub_final_timeout_s, show_progress=bar)
+        shutil.rmtree(Path(str(args.output_dir)) / UPLOADS, ignore_errors=True)
+        if failure is None:
+            logger.info("%s is on the Hub.", self.uploader.repository)
+            return True
+        logger.warning(
+            "All is safe in %s, but not all of it is on the Hub: %s. Finish with: "
+            "simcse-trainer push %s %s",
+            args.output_dir,
+            failure.text,
+            args.output_dir,
+            self.uploader.repository,
+        )
+        self.uploader.failure = None
+        return False
+
+    def _stage(self, checkpoint: Path, state: Any) -> Upload:
+        assert self.uploader is not None
+        step = int(state.global_step)
+        best = checkpoint.with_name(Path(state.best_model_checkpoint or checkpoint).name)
+        model = best if best.is_dir() else checkpoint
+        target = checkpoint.parent / UPLOADS / f"{checkpoint.name}-{time.time_ns()}"
+        link_model(model, target / "model")
+        if self.args.hub_push_training_state:
+            link_state(checkpoint, model, target / "state")
+        if self.write_card is not None:
+            self.write_card(target / "model", self.uploader.repository)
+        pushes = pushes_of(
+            target,
+            step=step,
+            message=message_of(vars(state), step, self.args.metric_for_best_model),
+            branch=self.args.hub_revision or "main",
+            is_latest=model == checkpoint,
+        )
+        log, curve = target / STATE, target / "model" / TRAINING_CURVE
+        state.save_to_json(str(log))
+        return Upload(f"step {step}", target, pushes, (str(log), str(curve)))

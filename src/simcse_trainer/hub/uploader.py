@@ -1,0 +1,230 @@
+"""Pushes in the background: nothing here makes training wait, and nothing is dropped in silence."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from simcse_trainer.hub.failures import HubFailure, delay
+from simcse_trainer.hub.process import HubProcess
+from simcse_trainer.hub.repository import FolderPush
+
+logger = logging.getLogger(__name__)
+
+# A refusal may be a hiccup too (a token that is being renewed): so many in a row are an answer.
+_REFUSALS = 3
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Folders that go up together.
+
+    Attributes:
+        name: Such as `step 500`.
+        folder: Holds all of it; deleted when it is done with.
+        pushes: In order.
+        figure: `trainer_state.json` and where to draw its curve.
+    """
+
+    name: str
+    folder: Path
+    pushes: tuple[FolderPush, ...]
+    figure: tuple[str, str] | None = None
+
+
+class Uploader:
+    """Takes uploads, makes one at a time, and tries again what fails.
+
+    Args:
+        process: What talks to the Hub.
+        keep_all: A new upload does not replace those that still wait.
+
+    Attributes:
+        repository: `namespace/name`, once the Hub has answered.
+        failure: Why the newest upload is not on the Hub (yet); None where it is.
+    """
+
+    def __init__(self, process: HubProcess, *, keep_all: bool = False):
+        self.repository = process.settings.name
+        self.failure: HubFailure | None = None
+        self._process = process
+        self._keep_all = keep_all
+        self._waiting: deque[Upload] = deque()
+        self._current: Upload | None = None
+        self._progress = (0, 0)
+        self._changed = threading.Condition()
+        self._ended = False
+        self._checked: HubFailure | bool = False
+        self._thread: threading.Thread | None = None
+
+    def check(self, request: dict[str, str], *, patience_s: float) -> None:
+        """Ask whether a push will be possible.
+
+        Args:
+            request: For the worker.
+            patience_s: The Hub may take longer; then nothing is known, and training starts.
+
+        Raises:
+            HubFailure: A definite no: token, permission, name or metadata.
+        """
+        self._checked = False
+        thread = threading.Thread(target=self._check, args=(request,), daemon=True)
+        thread.start()
+        thread.join(patience_s)
+        with self._changed:
+            outcome = self._checked
+        if (
+            isinstance(outcome, HubFailure)
+            and outcome.refused
+            and outcome.status in (400, 401, 403)
+        ):
+            raise outcome
+        if outcome is not True:
+            text = outcome.text if isinstance(outcome, HubFailure) else "no answer yet"
+            logger.warning(
+                "The Hub could not be asked whether %s can be pushed to (%s). Training starts, "
+                "and every save is tried anew.",
+                self.repository,
+                text,
+            )
+
+    def submit(self, upload: Upload) -> None:
+        """Queue an upload; one that waits is out of date now."""
+        with self._changed:
+            while self._waiting and not self._keep_all:
+                old = self._waiting.popleft()
+                logger.info("%s is not pushed: %s is newer.", old.name, upload.name)
+                _discard(old)
+            self._waiting.append(upload)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing waits and nothing is under way."""
+        with self._changed:
+            return not self._waiting and self._current is None
+
+    def finish(self, timeout_s: float, *, show_progress: bool = True) -> HubFailure | None:
+        """Wait until all is pushed, with a progress bar, for at most so many seconds.
+
+        Returns:
+            None where the newest upload is on the Hub, else why it is not.
+        """
+        deadline = time.monotonic() + timeout_s
+        with tqdm(
+            desc=f"Pushing to {self.repository}",
+            unit="B",
+            unit_scale=True,
+            disable=not show_progress or self.is_idle,
+            leave=False,
+        ) as bar:
+            while not self.is_idle and time.monotonic() < deadline:
+                with self._changed:
+                    bar.n, bar.total = self._progress[0], self._progress[1] or None
+                    self._changed.wait(min(0.5, max(deadline - time.monotonic(), 0.0)))
+                bar.refresh()
+        if not self.is_idle:
+            self.end()
+            if self.failure is None:
+                self.failure = HubFailure(f"not finished in {timeout_s:g} s")
+        return self.failure
+
+    def end(self) -> None:
+        """Give up what is not done, at once."""
+        with self._changed:
+            self._ended = True
+            dropped = [*self._waiting, *([self._current] if self._current else [])]
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._process.end()
+        for upload in dropped:
+            _discard(upload)
+
+    def _check(self, request: dict[str, str]) -> None:
+        outcome: HubFailure | bool = True
+        for _ in range(2):
+            try:
+                self.repository = self._process.call(request)["repository"]
+                outcome = True
+                break
+            except HubFailure as failure:
+                outcome = failure
+                time.sleep(self._process.retry_unit_s)
+        with self._changed:
+            self._checked = outcome
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._ended:
+                    self._changed.wait()
+                if self._ended:
+                    return
+                upload = self._current = self._waiting.popleft()
+                self._progress = (0, 0)
+            try:
+                self._push(upload)
+            except Exception as error:  # a bug of ours must not end the thread in silence
+                logger.exception("%s could not be pushed.", upload.name)
+                self.failure = HubFailure(str(error))
+            _discard(upload)
+            with self._changed:
+                self._current = None
+                self._changed.notify_all()
+
+    def _push(self, upload: Upload) -> None:
+        request = {
+            "action": "push",
+            "pushes": [asdict(push) for push in upload.pushes],
+            "figure": upload.figure,
+        }
+        attempt = refusals = 0
+        while not self._ended:
+            try:
+                done = self._process.call(request, self._report)
+            except HubFailure as failure:
+                attempt, refusals = attempt + 1, refusals + failure.refused
+                self.failure = failure
+            else:
+                self.repository, self.failure = done["repository"], None
+                logger.info("%s is on the Hub: %s.", upload.name, self.repository)
+                return
+            if self._ended:
+                return
+            wait = delay(attempt, self._process.retry_unit_s, self.failure)
+            given_up = refusals == _REFUSALS
+            then = "The next save is tried anew" if given_up else f"Next try in {wait:.0f} s"
+            logger.warning(
+                "%s could not be pushed (%s). %s; training goes on.",
+                upload.name,
+                self.failure.text,
+                then,
+            )
+            with self._changed:
+                if not given_up and not self._replaced():
+                    self._changed.wait_for(lambda: self._ended or self._replaced(), wait)
+                if given_up or self._replaced():
+                    return
+
+    def _replaced(self) -> bool:
+        return bool(self._waiting) and not self._keep_all
+
+    def _report(self, done: int, total: int) -> None:
+        with self._changed:
+            self._progress = (done, total)
+            self._changed.notify_all()
+
+
+def _discard(upload: Upload) -> None:
+    shutil.rmtree(upload.folder, ignore_errors=True)

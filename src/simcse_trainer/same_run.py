@@ -1,0 +1,115 @@
+"""Whether a checkpoint is of the run that wants to go on from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+
+from simcse_trainer.data.tokenization import INPUT_IDS
+from simcse_trainer.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+RUN_FILE = "training_run.json"
+
+# Options that change what the same data, batches and model are trained to.
+_OPTIONS = """
+    learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps num_train_epochs max_steps
+    weight_decay optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm seed data_seed
+    bf16 fp16 temperature hard_negative_weight mask_duplicate_negatives gather_across_devices
+    mini_batch_size mlm_weight mlm_probability dataloader_drop_last
+""".split()  # noqa: SIM905
+
+
+def identify_run(
+    model: Any, dataset: Dataset | IterableDataset | None, args: Any
+) -> dict[str, Any]:
+    """What has to be equal for a run to go on as if it had never stopped.
+
+    Args:
+        model: The `SimCSEModel`.
+        dataset: Its tokenized training data.
+        args: Of the trainer.
+    """
+    config = model.config
+    name = str(config._name_or_path or "")
+    return {
+        "backbone": {
+            # A folder may be elsewhere on the next machine.
+            "name": "" if Path(name).exists() else name.rsplit("/", 1)[-1],
+            "type": config.model_type,
+            "layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "vocab_size": config.vocab_size,
+            "pooling_mode": model.pooling_mode,
+            "projection_head": model.head is not None,
+        },
+        "data": _identify_data(dataset),
+        "batch": {
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "processes": args.world_size,
+        },
+        "options": {name: getattr(args, name, None) for name in _OPTIONS},
+    }
+
+
+def write_run(run: dict[str, Any], folder: Path) -> None:
+    """Beside a checkpoint's other files."""
+    text = json.dumps(run, indent=2, default=str) + "\n"
+    (folder / RUN_FILE).write_text(text, encoding="utf-8")
+
+
+def check_same_run(run: dict[str, Any], checkpoint: Path, *, allow_mismatch: bool) -> None:
+    """Compare with what the checkpoint says of its run; one that says nothing passes.
+
+    Raises:
+        InputError: Another backbone, other data or another batch.
+    """
+    try:
+        saved = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    current = json.loads(json.dumps(run, default=str))
+    differences = [
+        f"{part} {name}: {theirs} then, {ours} now"
+        for part in ("backbone", "data", "batch")
+        for name, ours in current[part].items()
+        if (theirs := saved.get(part, {}).get(name)) != ours and _is_known(name, theirs, ours)
+    ]
+    if differences and not allow_mismatch:
+        raise InputError(
+            f"{checkpoint.name} is of another run ({'; '.join(differences)}). Resume with the "
+            "options and data it was trained with, or pass --allow_resume_mismatch true."
+        )
+    options = saved.get("options", {})
+    changed = [n for n, ours in current["options"].items() if n in options and options[n] != ours]
+    for text in [
+        *differences,
+        *(f"{n}: {options[n]} then, {current['options'][n]} now" for n in changed),
+    ]:
+        logger.warning("Resuming with a change: %s.", text)
+
+
+def _is_known(name: str, theirs: Any, ours: Any) -> bool:
+    return name != "name" or bool(theirs and ours)
+
+
+def _identify_data(dataset: Dataset | IterableDataset | None) -> dict[str, Any]:
+    if not isinstance(dataset, Dataset):
+        return {"streamed": dataset is not None}
+    digest = hashlib.sha256()
+    columns = dataset.select_columns([INPUT_IDS]).with_format("arrow")
+    for table in columns.iter(10_000):
+        for chunk in table.column(INPUT_IDS).chunks:
+            texts = chunk.flatten()
+            lengths = texts.value_lengths().to_numpy(zero_copy_only=False)
+            digest.update(lengths.astype(np.int32).tobytes())
+            digest.update(texts.flatten().to_numpy(zero_copy_only=False).astype(np.int32).tobytes())
+    return {"rows": len(dataset), "sha256": digest.hexdigest()[:16]}
