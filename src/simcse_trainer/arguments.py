@@ -108,7 +108,7 @@ class DataArguments:
     )
 
 
-@dataclass
+@dataclass(repr=False)  # the inherited one blanks tokens
 class SimCSETrainingArguments(TrainingArguments):
     """All of transformers' `TrainingArguments`, and those of the SimCSE objective."""
 

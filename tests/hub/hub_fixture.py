@@ -8,6 +8,7 @@ import pytest
 from hub_runs import OTHER_TOKEN, READ_TOKEN, TOKEN
 from loopback import LoopbackHub
 
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     hub = LoopbackHub()

@@ -18,7 +18,9 @@ READ_TOKEN = "hf_readTokenOfMe0123456789"
 OTHER_TOKEN = "hf_writeTokenOfOther012345"
 
 
-def build(folder: Path, *, train_dataset=UNSUPERVISED, eval_dataset=None, callbacks=None, **options):
+def build(
+    folder: Path, *, train_dataset=UNSUPERVISED, eval_dataset=None, callbacks=None, **options
+):
     defaults = {
         "push_to_hub": True,
         "hub_model_id": "me/tiny",

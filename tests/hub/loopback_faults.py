@@ -1,15 +1,10 @@
 """What can go wrong on the way to a Hub and back.
 
-| kind                | what happens                                                   | carried out |
-|---------------------|----------------------------------------------------------------|-------------|
-| 401 ... 503         | this status; 429 with `Retry-After: 1`                         | no          |
-| refused             | no answer, and no new connections for a moment                 | no          |
-| reset               | half an answer, then RST; of an upload, before it has been read| downloads   |
-| timeout             | no answer until the client is long gone                        | no          |
-| truncated           | half of the announced length, then the end                     | yes         |
-| malformed           | status 200 with something else; a download: altered bytes      | no          |
-| slow                | the answer trickles                                            | yes         |
-| lost_answer         | no answer                                                      | yes         |
+Not carried out: a status (429 comes with `Retry-After: 1`); `refused` (no answer, and no new
+connections for a moment); `timeout` (no answer until the client is long gone); `malformed` (status
+200 with something else; of a download, altered bytes); `reset` of an upload, before it was read.
+Carried out: `reset` of a download in the middle of its bytes; `truncated` (half of the announced
+length, then the end); `slow` (the answer trickles); `lost_answer`.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ class Repository:
     def corrupt(self, path: str, revision: str, data: bytes) -> None:
         """Serve other bytes under the same names and checksums."""
         sha = self.resolve(revision)
-        assert sha is not None and path in self.by_sha[sha].files, (revision, path)
+        assert sha is not None, revision
+        assert path in self.by_sha[sha].files, path
         self.altered[sha, path] = data
 
     def read(self, sha: str, path: str) -> bytes:

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from hub_runs import TOKEN, run_python, train, weights
+from hub_runs import TOKEN, build, run_python, train, weights
 from loopback import LoopbackHub
 from test_trainer import PAIRS, TRIPLETS
 
@@ -64,7 +64,9 @@ def test_a_trained_model_loads_by_its_name_with_the_embeddings_of_its_folder(
 
 def test_a_private_repository_is_refused_without_a_token(hub: LoopbackHub, tmp_path):
     train(tmp_path / "out", hub_private_repo=True)
-    code = "import sys; from simcse_trainer import SimCSEModel; SimCSEModel.from_pretrained('me/tiny')"
+    code = (
+        "import sys; from simcse_trainer import SimCSEModel; SimCSEModel.from_pretrained('me/tiny')"
+    )
     done = run_python(code)
     assert done.returncode != 0
     assert "me/tiny" in done.stderr
@@ -125,7 +127,6 @@ def test_without_the_training_state_there_is_no_branch_for_it(hub: LoopbackHub, 
         ({"hub_model_id": "other/tiny"}, "rights"),
         ({"hub_model_id": "me/no spaces"}, "me/no spaces"),
         ({"hub_token": None}, "there is no Hub token"),
-        ({"license": "no-such-license"}, "license"),
     ],
 )
 def test_what_cannot_be_pushed_is_one_line_before_the_first_step(
@@ -135,6 +136,18 @@ def test_what_cannot_be_pushed_is_one_line_before_the_first_step(
         train(tmp_path / "out", **options)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("out/checkpoint-*"))
+
+
+def test_a_card_that_the_hub_refuses_is_one_line_too(hub: LoopbackHub, tmp_path):
+    trainer = build(tmp_path / "out")
+    with pytest.raises(InputError, match=r'metadata: .*"license" must be a str'):
+        trainer.hub.check_card("license: 5")
+
+
+def test_the_hub_offline_by_setting_is_said_at_once(hub: LoopbackHub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
+        build(tmp_path / "out")
 
 
 def test_the_hub_does_not_change_what_is_trained(hub: LoopbackHub, tmp_path):

@@ -15,13 +15,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
 from simcse_trainer.checkpoints import what_is_torn
 from simcse_trainer.errors import InputError
-from simcse_trainer.evaluation.plots import TRAINING_CURVE
 from simcse_trainer.hub.failures import HubFailure
 from simcse_trainer.hub.process import HubProcess, HubSettings
 from simcse_trainer.hub.pushing import stage_folder
 from simcse_trainer.hub.snapshot import (
-    STATE,
     UPLOADS,
+    figure_of,
     link_model,
     link_state,
     message_of,
@@ -161,11 +160,11 @@ class HubCheckpointCallback(TrainerCallback):
         best = checkpoint.with_name(Path(state.best_model_checkpoint or checkpoint).name)
         model = best if best.is_dir() else checkpoint
         target = checkpoint.parent / UPLOADS / f"{checkpoint.name}-{time.time_ns()}"
-        link_model(model, target / "model")
+        if self.write_card is not None:
+            self.write_card(checkpoint, self.uploader.repository)
+        link_model(model, target / "model", card_of=checkpoint)
         if self.args.hub_push_training_state:
             link_state(checkpoint, model, target / "state")
-        if self.write_card is not None:
-            self.write_card(target / "model", self.uploader.repository)
         pushes = pushes_of(
             target,
             step=step,
@@ -173,6 +172,4 @@ class HubCheckpointCallback(TrainerCallback):
             branch=self.args.hub_revision or "main",
             is_latest=model == checkpoint,
         )
-        log, curve = target / STATE, target / "model" / TRAINING_CURVE
-        state.save_to_json(str(log))
-        return Upload(f"step {step}", target, pushes, (str(log), str(curve)))
+        return Upload(f"step {step}", target, pushes, figure_of(target, checkpoint))

@@ -54,7 +54,8 @@ def explain(error: BaseException) -> HubFailure:
     status: int | None = getattr(response, "status_code", None)
     line = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OfflineModeIsEnabled):
-        return HubFailure("HF_HUB_OFFLINE is set, so the Hub is not asked", refused=True)
+        text = "HF_HUB_OFFLINE is set, so the Hub is not asked"
+        return HubFailure(text, status=400, refused=True)
     if isinstance(error, LocalTokenNotFoundError):
         hint = "run `hf auth login`, set HF_TOKEN or pass --hub_token"
         return HubFailure(f"there is no Hub token: {hint}", status=401, refused=True)

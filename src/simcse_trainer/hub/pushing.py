@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from simcse_trainer.hub.failures import HubFailure
 from simcse_trainer.hub.process import HubProcess, HubSettings
 from simcse_trainer.hub.snapshot import (
     CARD,
+    STATE,
     UPLOADS,
+    figure_of,
     find_model,
     link_model,
     link_state,
@@ -61,7 +62,7 @@ def push(
     try:
         name = process.call_until({"action": "name"}, deadline)["repository"]
         upload = stage_folder(folder, branch=branch, training_state=training_state, repository=name)
-        request = {"action": "push", "pushes": [asdict(push) for push in upload.pushes]}
+        request = upload.request()
         with tqdm(
             desc=f"Pushing to {name}", unit="B", unit_scale=True, disable=not show_progress
         ) as bar:
@@ -114,7 +115,8 @@ def stage_folder(
         )
     message = "A trained model" if step is None else message_of(state, step)
     pushes = pushes_of(target, step=step, message=message, branch=branch)
-    return Upload(f"the model in {folder}", target, pushes)
+    figure = figure_of(target, model if (model / STATE).is_file() else checkpoint or model)
+    return Upload(f"the model in {folder}", target, pushes, figure)
 
 
 def _rename_in_card(card: Path, arguments: dict[str, Any], repository: str) -> None:

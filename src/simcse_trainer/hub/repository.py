@@ -104,7 +104,7 @@ class HubRepository:
         except json.JSONDecodeError:
             raise  # not the Hub's answer
         except ValueError as error:
-            text = f"the Hub refuses the model card's metadata: {' '.join(str(error).split())}"
+            text = f"the Hub refuses the model card's metadata: {_reasons(str(error))}"
             raise HubFailure(text, status=400, refused=True) from error
 
     def create(self) -> None:
@@ -225,7 +225,7 @@ class HubRepository:
 
     def _tag(self, tag: str, commit: str, local: Mapping[str, Path]) -> None:
         """Set a tag, or move one that holds other weights; never from equal ones."""
-        tags = {ref.name: ref.target_commit for ref in self.api.list_repo_refs(self.full_name).tags}
+        tags = self._tags()
         if tags.get(tag) == commit:
             return
         if tag in tags:
@@ -235,6 +235,12 @@ class HubRepository:
                 return
             self.api.delete_tag(self.full_name, tag=tag)
         self.api.create_tag(self.full_name, tag=tag, revision=commit)
+        if self._tags().get(tag) != commit:  # the client takes any answer for a yes
+            raise HubFailure(f"the Hub did not set the tag {tag}")
+
+    def _tags(self) -> dict[str, str]:
+        refs = self.api.list_repo_refs(self.full_name)
+        return {ref.name: ref.target_commit for ref in refs.tags}
 
     def _tree(self, commit: str) -> dict[str, RepoFile]:
         tree = self.api.list_repo_tree(self.full_name, recursive=True, revision=commit)
@@ -268,6 +274,14 @@ class HubRepository:
         for path in paths:
             if token and path.stat().st_size < _LARGE and token in path.read_bytes():
                 raise HubFailure(f"{path.name} contains the Hub token; remove it", refused=True)
+
+
+def _reasons(text: str) -> str:
+    """Of the Hub's answer about metadata."""
+    try:
+        return "; ".join(error["message"] for error in json.loads(text)["errors"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(text.split())
 
 
 def _report_from(report: Report, done: int, total: int, more: int) -> None:

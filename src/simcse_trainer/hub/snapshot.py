@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from simcse_trainer.checkpoints import MANIFEST, find_checkpoint
 from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.plots import TRAINING_CURVE
 from simcse_trainer.hub.repository import TRAINING_STATE, FolderPush
 
 UPLOADS = ".hub-uploads"
@@ -49,13 +50,16 @@ _NOT_MODEL = (
 )
 
 
-def link_model(folder: Path, target: Path, *, training_heads: bool = False) -> None:
+def link_model(
+    folder: Path, target: Path, *, training_heads: bool = False, card_of: Path | None = None
+) -> None:
     """The model's files in a folder that training may delete at any time.
 
     Args:
         folder: A checkpoint or a trained model.
         target: New; hard links, so that it costs neither time nor space.
         training_heads: Also what only training uses of it.
+        card_of: The checkpoint with the newest card, where the model is of an earlier one.
     """
 
     def beside(_: str, names: list[str]) -> list[str]:
@@ -64,6 +68,9 @@ def link_model(folder: Path, target: Path, *, training_heads: bool = False) -> N
         return [name for name in left_out if name not in kept]
 
     shutil.copytree(folder, target, ignore=beside, copy_function=_link)
+    if card_of is not None and (card_of / CARD).is_file():
+        (target / CARD).unlink(missing_ok=True)
+        _link(str(card_of / CARD), str(target / CARD))
 
 
 def link_state(checkpoint: Path, best: Path | None, target: Path) -> None:
@@ -102,6 +109,22 @@ def message_of(state: Mapping[str, Any], step: int, metric: str | None = None) -
     name = (metric or "").removeprefix("eval_")
     name = name if name in scores else next(iter(scores), "")
     return f"step {step}: {name} {scores[name]:.2f}" if name else f"step {step}"
+
+
+def figure_of(target: Path, run: Path) -> tuple[str, str] | None:
+    """The log and the figure to draw of it, where the card shows one that is not there.
+
+    Args:
+        target: Holds what `link_model` left in `model`.
+        run: The checkpoint or the run's folder with the log.
+    """
+    model, log = target / "model", target / STATE
+    card, curve = model / CARD, model / TRAINING_CURVE
+    wanted = card.is_file() and TRAINING_CURVE in card.read_text(encoding="utf-8")
+    if not wanted or curve.exists() or not (run / STATE).is_file():
+        return None
+    _link(str(run / STATE), str(log))
+    return str(log), str(curve)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

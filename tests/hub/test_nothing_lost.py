@@ -1,0 +1,269 @@
+"""What the Trainer's own push loses without a word, a Hub that is down, and the token."""
+
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from hub_runs import READ_TOKEN, TOKEN, build, train
+from loopback import LoopbackHub
+from safetensors.torch import load_file
+from test_trainer import PAIRS
+from transformers import TrainerCallback
+
+from simcse_trainer import InputError
+from simcse_trainer.hub.resume import download_training_state
+
+COMMAND = "from simcse_trainer.cli import main; main()"
+
+
+def push_command(*words: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", COMMAND, "push", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+class Pause(TrainerCallback):
+    """Between steps, so that uploads and training overlap as they do in long runs."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def on_step_end(self, args, state, control, **kwargs):
+        time.sleep(self.seconds)
+
+
+def test_a_failed_push_is_said_with_the_command_that_finishes_it(
+    hub: LoopbackHub, tmp_path, caplog
+):
+    hub.inject("commit", "403", None)
+    train(tmp_path / "out")
+    assert re.search(
+        r"not all of it is on the Hub: .*403.*simcse-trainer push .* me/tiny", caplog.text
+    )
+
+
+def test_a_save_during_an_upload_is_pushed_afterwards(hub: LoopbackHub, tmp_path):
+    hub.delay = 0.1
+    train(tmp_path / "out", hub_always_push=False, max_steps=8)
+    titles = [commit.title for commit in hub.repos["me/tiny"].commits()]
+    assert titles[0] == "step 8"
+    assert len(titles) < 5, "saves that waited were replaced, or there was nothing to test"
+
+
+def test_the_last_save_is_pushed(hub: LoopbackHub, tmp_path):
+    out = tmp_path / "out"
+    train(out, save_steps=5, max_steps=7)
+    repo = hub.repos["me/tiny"]
+    local = (out / "checkpoint-7/model.safetensors").read_bytes()
+    assert repo.files()["model.safetensors"] == local
+
+
+def test_rotation_does_not_take_away_what_is_being_pushed(hub: LoopbackHub, tmp_path):
+    hub.delay = 0.1
+    out = tmp_path / "out"
+    trainer = train(out, save_total_limit=1, max_steps=8)
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-8"]
+    repo = hub.repos["me/tiny"]
+    assert sorted(repo.tags) == ["step-2", "step-4", "step-6", "step-8"]
+    weights = {repo.files(tag)["model.safetensors"] for tag in repo.tags}
+    assert len(weights) == 4, "each tag has the weights of its own step"
+    assert trainer.hub.uploader.failure is None
+
+
+def test_a_hub_that_was_down_all_the_time_is_brought_up_to_date_by_one_command(
+    hub: LoopbackHub, tmp_path, caplog
+):
+    out = tmp_path / "out"
+    hub.down()
+    trainer = train(out, hub_final_timeout_s=0.5)
+    assert f"simcse-trainer push {out} me/tiny" in caplog.text
+    trainer.save_model()
+    hub.up()
+    for commits in ("2 commits", "nothing to do"):
+        done = push_command(str(out), "me/tiny", "--token", TOKEN)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"{out} is on the Hub: me/tiny ({commits}).\n"
+        repo = hub.repos["me/tiny"]
+        assert [commit.title for commit in repo.commits()] == ["step 6", "initial commit"]
+        assert list(repo.tags) == ["step-6"]
+    local = (out / "model.safetensors").read_bytes()
+    assert repo.files()["model.safetensors"] == local
+    assert "optimizer.pt" in repo.files("training-state")
+
+
+def test_any_trained_folder_can_be_pushed(hub: LoopbackHub, tmp_path):
+    folder = tmp_path / "some-model"
+    build(tmp_path / "out", push_to_hub=False).model.save_pretrained(folder)
+    (folder / "README.md").write_text("# Mine\n", encoding="utf-8")
+    done = push_command(str(folder), "our-lab/some-model", "--private", "--token", TOKEN)
+    assert done.returncode == 0, done.stderr
+    repo = hub.repos["our-lab/some-model"]
+    assert repo.private
+    assert set(repo.files()) - {".gitattributes"} == {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    }
+    assert not repo.tags
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["{tmp}/nowhere", "me/tiny"], "There is no folder"),
+        (["{tmp}", "me/tiny"], "holds no model"),
+        (["{model}", "me/tiny", "--token", READ_TOKEN], "rights"),
+        (["{model}", "me/ti ny", "--token", TOKEN], "me/ti ny"),
+        (["{model}", "me/tiny", "--token", "hf_unknown"], "401|Invalid credentials"),
+        (["{model}"], "Missing argument 'REPO'"),
+        (["{model}", "me/tiny", "--timeout-s", "soon"], "timeout-s"),
+    ],
+)
+def test_what_the_command_refuses_is_one_line(words, expected, hub: LoopbackHub, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}", encoding="utf-8")
+    places = {"tmp": tmp_path, "model": tmp_path / "model"}
+    done = push_command(*(word.format(**places) for word in words))
+    assert done.returncode == 2
+    assert re.search(expected, done.stderr)
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_holds_the_token_is_not_pushed(hub: LoopbackHub, tmp_path):
+    folder = tmp_path / "model"
+    build(tmp_path / "out", push_to_hub=False).model.save_pretrained(folder)
+    (folder / "notes.txt").write_text(f"export HF_TOKEN={TOKEN}\n", encoding="utf-8")
+    done = push_command(str(folder), "me/tiny", "--token", TOKEN)
+    assert done.returncode == 2
+    assert "notes.txt contains the Hub token" in done.stderr
+    assert hub.count("commit") == 0
+
+
+def test_the_token_appears_nowhere(hub: LoopbackHub, tmp_path, capfd, caplog):
+    """Not in logs at debug level, files, the card, the repository or an exception."""
+    logging.getLogger("simcse_trainer").setLevel(logging.DEBUG)
+    try:
+        with caplog.at_level(logging.DEBUG):
+            trainer = train(tmp_path / "out", log_level="debug", eval_dataset={"stsb": PAIRS})
+            trainer.save_model()
+            trainer.hub.finish()
+            hub.inject("commit", "500", None)
+            trainer.args.hub_final_timeout_s = 0.5
+            trainer.create_model_card(language="en")
+            (tmp_path / "out/extra.txt").write_text("new", encoding="utf-8")
+            with pytest.raises(InputError) as error:
+                trainer.push_to_hub()
+            hub.clear_faults()
+    finally:
+        logging.getLogger("simcse_trainer").setLevel(logging.NOTSET)
+    said = capfd.readouterr()
+    spoken = [said.out, said.err, caplog.text, repr(error.value), repr(trainer.args)]
+    spoken += [repr(trainer.hub.uploader._process.settings)]
+    assert "HTTP Request" in said.err + caplog.text or "DEBUG" in said.err, "debugging was on"
+    assert not [text for text in spoken if TOKEN in text]
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
+    repo = hub.repos["me/tiny"]
+    for sha in repo.by_sha:
+        assert not [path for path, data in repo.files(sha).items() if TOKEN.encode() in data]
+
+
+RUN = """
+import os, sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+from hub_runs import build
+from transformers import TrainerCallback
+
+os.environ["HF_HUB_OFFLINE"] = "0"  # the tests' own setting
+
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 5:
+            trainer.hub.uploader.finish(60, show_progress=False)
+            os.kill(os.getpid(), 9)
+
+trainer = build(Path(sys.argv[1]), callbacks=[Kill()], max_steps=10, **{options!r})
+trainer.train()
+"""
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_a_killed_run_goes_on_elsewhere_from_the_hub_to_the_same_weights(
+    best, hub: LoopbackHub, tmp_path
+):
+    options = {"mlm_weight": 0.0}
+    if best:
+        options |= {
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "eval_dataset": {"stsb": PAIRS},
+            "load_best_model_at_end": True,
+            "greater_is_better": False,
+        }
+    whole = train(tmp_path / "whole", push_to_hub=False, max_steps=10, **options)
+    out = tmp_path / "killed"
+    paths = [str(ROOT / "tests" / name) for name in (".", "integration", "hub")]
+    told = {name: value for name, value in options.items() if name != "eval_dataset"}
+    code = RUN.format(paths=paths, options=told)
+    if best:
+        code = code.replace("max_steps=10", "max_steps=10, eval_dataset={'stsb': PAIRS}")
+        code = (
+            "import sys; sys.path[:0] = "
+            + repr(paths)
+            + "\nfrom test_trainer import PAIRS\n"
+            + code
+        )
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    killed = subprocess.run([sys.executable, "-c", code, str(out)], env=environment, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    shutil.rmtree(out)
+    checkpoint = download_training_state("me/tiny", tmp_path / "resumed", token=TOKEN)
+    assert checkpoint == tmp_path / "resumed/checkpoint-4"
+    resumed = build(tmp_path / "resumed", push_to_hub=False, max_steps=10, **options)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.state.global_step == 10
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+    if best:
+        assert whole.state.best_global_step == resumed.state.best_global_step
+
+
+@pytest.mark.parametrize("path", ["optimizer.pt", "model.safetensors", "trainer_state.json"])
+def test_an_altered_training_state_is_refused(path, hub: LoopbackHub, tmp_path):
+    train(tmp_path / "out")
+    repo = hub.repos["me/tiny"]
+    data = repo.files("training-state")[path]
+    repo.corrupt(path, "training-state", data[:-9] + b"x" + data[-8:])
+    with pytest.raises(InputError, match=f"{path} differs from its checksum"):
+        download_training_state("me/tiny", tmp_path / "new", token=TOKEN)
+    assert not list((tmp_path / "new").glob("checkpoint-*"))
+
+
+def test_a_repository_without_a_training_state_says_so(hub: LoopbackHub, tmp_path):
+    train(tmp_path / "out", hub_push_training_state=False)
+    with pytest.raises(InputError, match="resume_from_hub: me/tiny cannot be resumed from"):
+        download_training_state("me/tiny", tmp_path / "new", token=TOKEN)
+    with pytest.raises(InputError, match="'main' of me/tiny holds no training state"):
+        download_training_state("me/tiny@main", tmp_path / "new", token=TOKEN)
+
+
+def test_an_earlier_state_can_be_asked_for(hub: LoopbackHub, tmp_path):
+    train(tmp_path / "out")
+    earlier = hub.repos["me/tiny"].commits("training-state")[1]
+    assert earlier.title == "step 4"
+    source = f"me/tiny@{earlier.sha}"
+    checkpoint = download_training_state(source, tmp_path / "new", token=TOKEN)
+    assert checkpoint.name == "checkpoint-4"
+    first = load_file(checkpoint / "model.safetensors")
+    local = load_file(Path(tmp_path / "out/checkpoint-4/model.safetensors"))
+    assert all(torch.equal(first[name], local[name]) for name in local)
