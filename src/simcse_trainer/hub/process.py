@@ -109,6 +109,11 @@ class HubProcess:
         self._ended = True
         self._kill()
 
+    def rest(self) -> None:
+        """End the process between two requests; the next one starts it again."""
+        with self._turn:
+            self._kill()
+
     def _kill(self) -> None:
         process, self._process = self._process, None
         if process is not None:

@@ -143,6 +143,8 @@ class Uploader:
             self.end()
             if self.failure is None:
                 self.failure = HubFailure(f"not finished in {timeout_s:g} s")
+        else:
+            self._process.rest()
         return self.failure
 
     def end(self) -> None:

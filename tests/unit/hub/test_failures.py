@@ -1,0 +1,51 @@
+"""Which failures are worth another try, and when."""
+
+import pytest
+
+from simcse_trainer.hub.failures import HubFailure, delay, explain
+
+
+class Response:
+    def __init__(self, status: int, **headers: str):
+        self.status_code = status
+        self.headers = headers
+
+
+def failed(status: int, **headers: str) -> HubFailure:
+    error = RuntimeError(f"{status}\n  of some request")
+    error.response = Response(status, **headers)
+    return explain(error)
+
+
+@pytest.mark.parametrize("status", [408, 409, 412, 429, 500, 502, 503, 504])
+def test_what_passes_is_tried_again(status):
+    assert not failed(status).refused
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 413, 422])
+def test_what_was_refused_would_be_again(status):
+    assert failed(status).refused
+
+
+def test_a_failure_is_one_line_and_keeps_what_the_answer_said():
+    failure = failed(429, **{"Retry-After": "17"})
+    assert failure.text == "429 of some request"
+    assert (failure.status, failure.retry_after) == (429, 17.0)
+    assert HubFailure(**failure.as_dict()).as_dict() == failure.as_dict()
+    assert failed(429, **{"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}).retry_after is None
+
+
+def test_the_cause_of_the_clients_own_error_counts():
+    error = RuntimeError("Error while uploading")
+    error.__cause__ = RuntimeError("cause")
+    error.__cause__.response = Response(403)
+    assert explain(error).refused
+
+
+def test_delays_grow_spread_and_honour_the_hub():
+    unknown = HubFailure("reset")
+    for attempt, about in ((1, 1), (2, 2), (5, 16), (40, 300)):
+        delays = [delay(attempt, 1.0, unknown) for _ in range(200)]
+        assert 0.75 * about <= min(delays) < max(delays) <= 1.25 * about
+        assert max(delays) > 1.1 * min(delays)
+    assert delay(1, 1.0, HubFailure("later", retry_after=40.0)) == 40.0
