@@ -6,10 +6,14 @@ connection settings to itself, and leaves training its Python interpreter. It im
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +43,21 @@ def main() -> None:
                 result: Any = None
             else:
                 assert repository is not None
-                result = _carry_out(repository, request, lambda *n: send({"progress": n}))
-            send({"result": result})
-        except BrokenPipeError:
-            return
+                result = _carry_out(repository, request, partial(_report, send))
+            answer = {"result": result}
         except Exception as error:
             logging.getLogger(__name__).debug("The request failed.", exc_info=True)
-            send({"failure": explain(error).as_dict()})
+            answer = {"failure": explain(error).as_dict()}
+        try:
+            send(answer)
+        except BrokenPipeError:
+            os._exit(0)  # nobody is there to hear it, or the complaint about that
+
+
+def _report(send: Callable[[dict[str, Any]], None], done: int, total: int) -> None:
+    # Who stopped listening does not end what is under way: the run was killed, its upload is not.
+    with contextlib.suppress(BrokenPipeError):
+        send({"progress": (done, total)})
 
 
 def _connect(*, timeout_s: float, log_level: int, **settings: Any) -> HubRepository:
