@@ -86,6 +86,7 @@ def test_a_hub_that_was_down_all_the_time_is_brought_up_to_date_by_one_command(
     hub.down()
     trainer = train(out, hub_final_timeout_s=0.5)
     assert f"simcse-trainer push {out} me/tiny" in caplog.text
+    trainer.hub = None  # or it would push what is saved now
     trainer.save_model()
     hub.up()
     for commits in ("2 commits", "nothing to do"):
@@ -98,6 +99,16 @@ def test_a_hub_that_was_down_all_the_time_is_brought_up_to_date_by_one_command(
     local = (out / "model.safetensors").read_bytes()
     assert repo.files()["model.safetensors"] == local
     assert "optimizer.pt" in repo.files("training-state")
+
+
+def test_the_trainer_can_push_once_the_hub_is_back(hub: LoopbackHub, tmp_path, caplog):
+    hub.down()
+    trainer = train(tmp_path / "out", hub_final_timeout_s=0.5)
+    assert "simcse-trainer push" in caplog.text
+    hub.up()
+    trainer.args.hub_final_timeout_s = 60.0
+    assert trainer.push_to_hub() == "me/tiny"
+    assert hub.repos["me/tiny"].commits()[0].title == "step 6"
 
 
 def test_any_trained_folder_can_be_pushed(hub: LoopbackHub, tmp_path):

@@ -7,6 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,14 @@ class HubCheckpointCallback(TrainerCallback):
             private=args.hub_private_repo,
             timeout_s=args.hub_timeout_s,
         )
-        keep_all = args.hub_always_push or args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
-        uploader = Uploader(HubProcess(settings), keep_all=keep_all)
-        self.uploader = uploader
+        self.uploader = self._uploader(settings)
         self._check({"action": "check"}, _CHECK_S)
         atexit.register(self.finish)
+
+    def _uploader(self, settings: HubSettings) -> Uploader:
+        args = self.args
+        keep_all = args.hub_always_push or args.hub_strategy == HubStrategy.ALL_CHECKPOINTS
+        return Uploader(HubProcess(settings), keep_all=keep_all)
 
     def check_card(self, metadata: str) -> None:
         """Ask the Hub whether it takes a card's metadata.
@@ -138,7 +142,11 @@ class HubCheckpointCallback(TrainerCallback):
             return True
         args = self.args
         bar = not args.disable_tqdm
-        failure = self.uploader.finish(args.hub_final_timeout_s, show_progress=bar)
+        try:
+            failure = self.uploader.finish(args.hub_final_timeout_s, show_progress=bar)
+        except KeyboardInterrupt:
+            self.uploader.end()
+            failure = HubFailure("interrupted")
         shutil.rmtree(Path(str(args.output_dir)) / UPLOADS, ignore_errors=True)
         if failure is None:
             logger.info("%s is on the Hub.", self.uploader.repository)
@@ -151,7 +159,8 @@ class HubCheckpointCallback(TrainerCallback):
             args.output_dir,
             self.uploader.repository,
         )
-        self.uploader.failure = None
+        settings = replace(self.uploader.settings, name=self.uploader.repository)
+        self.uploader = self._uploader(settings)
         return False
 
     def _stage(self, checkpoint: Path, state: Any) -> Upload:

@@ -66,6 +66,8 @@ def explain(error: BaseException) -> HubFailure:
         return HubFailure(text, status=status, refused=True)
     if status is None:
         return HubFailure(f"{type(error).__name__}: {line}"[:300])
+    if status == 401:
+        line += " (is the token right? `hf auth login`, HF_TOKEN or --hub_token gives one)"
     refused = 400 <= status < 500 and status not in _PASSING
     return HubFailure(line[:300], status=status, retry_after=_wait(response), refused=refused)
 

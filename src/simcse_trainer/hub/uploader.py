@@ -53,11 +53,13 @@ class Uploader:
         keep_all: A new upload does not replace those that still wait.
 
     Attributes:
+        settings: Of the process.
         repository: `namespace/name`, once the Hub has answered.
         failure: Why the newest upload is not on the Hub (yet); None where it is.
     """
 
     def __init__(self, process: HubProcess, *, keep_all: bool = False):
+        self.settings = process.settings
         self.repository = process.settings.name
         self.failure: HubFailure | None = None
         self._process = process
