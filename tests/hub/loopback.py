@@ -75,6 +75,7 @@ class LoopbackHub:
         self.woken = threading.Event()
         self.connections: set[socket.socket] = set()
         self.server: ThreadingHTTPServer | None = None
+        self.stopped = False
         self.port = 0
 
     @property
@@ -113,7 +114,9 @@ class LoopbackHub:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-    stop = down
+    def stop(self) -> None:
+        self.stopped = True
+        self.down()
 
     def refuse_for(self, seconds: float) -> None:
         """From another thread, for the one that serves is asked to stop."""
@@ -121,7 +124,8 @@ class LoopbackHub:
         def blink() -> None:
             self.down()
             time.sleep(seconds)
-            self.up()
+            if not self.stopped:
+                self.up()
 
         threading.Thread(target=blink, daemon=True).start()
 
