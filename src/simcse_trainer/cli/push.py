@@ -1,31 +1,15 @@
-"""The command `simcse-trainer`: what there is to do with a trained folder."""
+"""`simcse-trainer push`."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from simcse_trainer.errors import InputError
-
-app = typer.Typer(
-    name="simcse-trainer",
-    help="Train sentence embeddings with SimCSE, and use them.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+EXAMPLE = "simcse-trainer push outputs/unsup_bert_base me/unsup-simcse-bert-base"
 
 
-@app.callback()
-def _commands() -> None:
-    """Train sentence embeddings with SimCSE, and use them."""
-
-
-@app.command(
-    epilog="Example: simcse-trainer push outputs/unsup_bert_base me/unsup-simcse-bert-base"
-)
 def push(
     folder: Annotated[Path, typer.Argument(help="The output_dir of a run, or any trained model.")],
     repository: Annotated[str, typer.Argument(help="Where to: user/name.", metavar="REPO")],
@@ -58,20 +42,3 @@ def push(
     )
     made = f"{commits} commit{'s' * (commits != 1)}" if commits else "nothing to do"
     typer.echo(f"{folder} is on the Hub: {name} ({made}).")
-
-
-def main() -> None:
-    """Exit status 2 and one line on stderr for what the user can put right."""
-    try:
-        sys.exit(app(standalone_mode=False))
-    except typer.Abort:
-        sys.exit(130)
-    except (InputError, OSError) as error:
-        message = str(error)
-    except Exception as error:
-        # How typer refuses a command line; anything else is a bug and shows where.
-        if not hasattr(error, "format_message"):
-            raise
-        message = error.format_message()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
