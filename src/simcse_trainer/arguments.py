@@ -5,6 +5,7 @@ An option's text exists once, in `metadata["help"]`, where --help finds it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,10 @@ from transformers import TrainingArguments
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.hub.metadata import check_language, check_license
+from simcse_trainer.model.backbones import DTYPES
+from simcse_trainer.model.head_weights import PROJECTION_HEADS
 from simcse_trainer.model.pooling import POOLING_MODES
-from simcse_trainer.model.saving import PROJECTION_HEADS
+from simcse_trainer.model.saving import LORA_SAVES
 
 
 def _option(default: Any, text: str, **metadata: Any) -> Any:
@@ -33,7 +36,8 @@ class ModelArguments:
     model_revision: str | None = _option(None, "Branch, tag or commit of the Hub model.")
     pooling_mode: str | None = _option(
         None,
-        "How tokens become a sentence embedding. Default: what the folder says, else cls.",
+        "How tokens become a sentence embedding. Default: what the folder says; else cls, for "
+        "decoders lasttoken, and mean where they attend to both sides.",
         choices=list(POOLING_MODES),
     )
     projection_head: str | None = _option(
@@ -56,7 +60,83 @@ class ModelArguments:
     padding_free: bool = _option(
         True, "Compute nothing on padding, where the backbone then computes exactly the same."
     )
+    prompt: str | None = _option(
+        None,
+        'Template around every text, such as \'This sentence: "{text}" means in one word: "\'. It '
+        "becomes part of the tokenizer, so that every loader applies it.",
+    )
+    append_eos_token: bool | None = _option(
+        None,
+        "End every text with the end-of-text token, in the tokenizer. Default: for plain decoders.",
+    )
+    bidirectional_attention: bool | None = _option(
+        None,
+        "Let a decoder attend to both sides. Default: what the folder's configuration says.",
+    )
+    attention_dropout: float | None = _option(
+        None,
+        "Dropout of the attention weights in training. Default: what the folder's configuration "
+        "says, for most decoders none, and unsupervised training needs some.",
+    )
+    dtype: str | None = _option(
+        None,
+        "Type of the backbone's weights. Default: float32, the optimizer's; for the frozen "
+        "backbone under LoRA that of the checkpoint.",
+        choices=list(DTYPES),
+    )
+    load_in_4bit: bool = _option(
+        False, "Keep the frozen backbone in 4 bits (NF4, bitsandbytes), with use_lora."
+    )
+    load_in_8bit: bool = _option(
+        False, "Keep the frozen backbone in 8 bits (bitsandbytes), with use_lora."
+    )
+    use_lora: bool = _option(
+        False, "Train a LoRA adapter and the projection head instead of the backbone."
+    )
+    lora_r: int = _option(16, "Rank of the adapter.")
+    lora_alpha: float = _option(32, "The adapter's output is multiplied by lora_alpha / lora_r.")
+    lora_dropout: float = _option(0.05, "Dropout on the adapter's input in training.")
+    lora_target_modules: list[str] = _option(
+        ["all-linear"],
+        "Layers that get an adapter, by the end of their names; all-linear: every linear layer.",
+    )
+    use_dora: bool = _option(False, "Also train the length of the adapted weights (DoRA).")
+    use_rslora: bool = _option(
+        False, "Multiply the adapter's output by lora_alpha / sqrt(lora_r) instead (rsLoRA)."
+    )
     trust_remote_code: bool = _option(False, "Run model code that comes with a Hub repository.")
+
+    def __post_init__(self) -> None:
+        """Check what argparse cannot.
+
+        Raises:
+            InputError: A value out of its range, or options that do not go together.
+        """
+        dropout = 0.0 if self.attention_dropout is None else self.attention_dropout
+        check_bounds(
+            self,
+            {
+                "lora_r": (self.lora_r > 0, "1 or more"),
+                "lora_alpha": (self.lora_alpha > 0, "more than 0"),
+                "lora_dropout": (0 <= self.lora_dropout < 1, "0 or more, and less than 1"),
+                "attention_dropout": (0 <= dropout < 1, "0 or more, and less than 1"),
+            },
+        )
+        for name in ("load_in_4bit", "load_in_8bit"):
+            if getattr(self, name) and not self.use_lora:
+                raise InputError(
+                    f"{name} is set without use_lora: weights of a few bits cannot be trained. "
+                    "Add --use_lora true."
+                )
+        if self.load_in_4bit and self.load_in_8bit:
+            raise InputError("load_in_4bit and load_in_8bit are both set; choose one.")
+
+
+def check_bounds(options: Any, bounds: Mapping[str, tuple[bool, str]]) -> None:
+    """Raise InputError for the first option whose condition does not hold."""
+    for name, (holds, expected) in bounds.items():
+        if not holds:
+            raise InputError(f"{name} is {getattr(options, name)}; expected {expected}.")
 
 
 @dataclass
@@ -136,6 +216,14 @@ class SimCSETrainingArguments(TrainingArguments):
         0.0, "Weight of the auxiliary masked-language-model loss; the paper's is 0.1, 0 is off."
     )
     mlm_probability: float = _option(0.15, "Share of tokens that the auxiliary loss masks.")
+    lora_save: str | None = _option(
+        None,
+        "With LoRA, what the trained folder holds: adapter (megabytes; loading needs the base "
+        "model), merged (a model like any other), or both (merged, and adapter in adapter/). "
+        "Default: adapter; merged for decoders that attend to both sides, whose adapters only "
+        "SimCSEModel can load.",
+        choices=list(LORA_SAVES),
+    )
     hub_push_training_state: bool = _option(
         True,
         "With push_to_hub: also push what resuming needs, to the branch training-state.",
@@ -170,7 +258,7 @@ class SimCSETrainingArguments(TrainingArguments):
         Raises:
             InputError: A value out of its range.
         """
-        bounds = {
+        bounds: dict[str, tuple[bool, str]] = {
             "temperature": (self.temperature > 0, "more than 0"),
             "mlm_weight": (self.mlm_weight >= 0, "0 or more"),
             "mlm_probability": (0 < self.mlm_probability < 1, "between 0 and 1"),
@@ -180,9 +268,7 @@ class SimCSETrainingArguments(TrainingArguments):
             "hub_final_timeout_s": (self.hub_final_timeout_s >= 0, "0 or more"),
             "gradient_accumulation_steps": (self.gradient_accumulation_steps > 0, "1 or more"),
         }
-        for name, (holds, expected) in bounds.items():
-            if not holds:
-                raise InputError(f"{name} is {getattr(self, name)}; expected {expected}.")
+        check_bounds(self, bounds)
         if self.mini_batch_size not in (None, "auto") and not self.chunk_size:
             raise InputError(
                 f"mini_batch_size is '{self.mini_batch_size}'; expected a number from 1, or auto."

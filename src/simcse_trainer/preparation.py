@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from datasets import Dataset, IterableDataset
 
 from simcse_trainer.arguments import SimCSETrainingArguments
@@ -15,7 +16,10 @@ from simcse_trainer.data.loading import prepare_dataset
 from simcse_trainer.data.pairs import check_scored_pairs
 from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
 from simcse_trainer.errors import InputError
+from simcse_trainer.model.adapters import has_adapter
+from simcse_trainer.model.batching import build_batch
 from simcse_trainer.model.modeling import SimCSEModel
+from simcse_trainer.model.saving import choose_lora_save
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +72,67 @@ def _check_tokenized(dataset: Dataset | IterableDataset, model: SimCSEModel) -> 
                 f"train_dataset: column '{INPUT_IDS}' has rows with {low} to {high} {what}; "
                 f"expected {least}" + (f" to {most}." if most > least else " in every row.")
             )
+
+
+def check_model(model: SimCSEModel, args: SimCSETrainingArguments) -> None:
+    """A model without the head that an option needs, or with nothing to train; logs what trains.
+
+    Raises:
+        InputError: Training could not begin, or its end could not be saved.
+    """
+    if args.mlm_weight and model.mlm_head is None:
+        raise InputError(
+            f"mlm_weight is {args.mlm_weight}, but the model has no masked-language-model "
+            "head. Load it with SimCSEModel.from_pretrained(..., mlm_head=True)."
+        )
+    if args.mlm_weight and model.tokenizer and model.tokenizer.mask_token_id is None:
+        raise InputError("mlm_weight is set, but the tokenizer has no mask token.")
+    choose_lora_save(model, args.lora_save)
+    if not has_adapter(model.backbone):
+        return
+    trained = sum(x.numel() for x in model.parameters() if x.requires_grad)
+    frozen = sum(x.numel() for x in model.parameters()) - trained
+    if not any(x.requires_grad for x in model.backbone.parameters()):
+        raise InputError(
+            "The model's adapter is frozen. Load it with --use_lora true to go on training it "
+            "(in Python SimCSEModel.from_pretrained(..., lora=lora_config()))."
+        )
+    logger.info(
+        "LoRA: %s of %s parameters train (%.2f percent). Gradients and two moments of the others, "
+        "%s MiB in float32, are not needed.",
+        f"{trained:,}",
+        f"{trained + frozen:,}",
+        100 * trained / (trained + frozen),
+        f"{12 * frozen / 2**20:,.0f}",
+    )
+
+
+def check_noise(model: SimCSEModel, views: int) -> None:
+    """Unsupervised training needs two embeddings of one text that differ (the paper's section 3).
+
+    Found out by trying, in training mode, with the random state put back.
+
+    Raises:
+        InputError: They are equal.
+    """
+    if views > 1:
+        return
+    was_training = model.training
+    model.train()
+    ids = [min(7, model.config.get_text_config().vocab_size - 1)] * 8
+    batch = build_batch([ids, ids], padding_free=model.padding_free, pad_token_id=0)
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            one, two = model(**inputs).embeddings
+    finally:
+        model.train(was_training)
+    if torch.equal(one, two):
+        raise InputError(
+            f"The model has no dropout ({model.config.model_type}), so that the two views of a "
+            "sentence would be identical and there would be nothing to learn. Pass "
+            "--attention_dropout 0.1, or --use_lora true with a --lora_dropout above 0."
+        )
 
 
 def check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments) -> None:

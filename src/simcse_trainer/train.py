@@ -24,6 +24,7 @@ from simcse_trainer.hub.callback import HubCheckpointCallback
 from simcse_trainer.hub.facts import EvaluatedOn
 from simcse_trainer.hub.resume import download_training_state
 from simcse_trainer.launching import check_processes, find_command
+from simcse_trainer.model.adapters import lora_config
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.summary import format_summary, take_snapshot
 from simcse_trainer.trainer import SimCSETrainer
@@ -211,6 +212,16 @@ def _load_train_dataset(data_args: DataArguments, seed: int) -> Any:
 
 
 def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> SimCSEModel:
+    lora = None
+    if model_args.use_lora:
+        lora = lora_config(
+            r=model_args.lora_r,
+            alpha=model_args.lora_alpha,
+            dropout=model_args.lora_dropout,
+            target_modules=model_args.lora_target_modules,
+            use_dora=model_args.use_dora,
+            use_rslora=model_args.use_rslora,
+        )
     return SimCSEModel.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
@@ -219,6 +230,15 @@ def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> Si
         mlp_only_train=model_args.mlp_only_train,
         max_seq_length=model_args.max_seq_length,
         padding_free=model_args.padding_free,
+        prompt=model_args.prompt,
+        append_eos_token=model_args.append_eos_token,
+        bidirectional_attention=model_args.bidirectional_attention,
+        attention_dropout=model_args.attention_dropout,
+        dtype=model_args.dtype or ("auto" if lora else "float32"),
+        lora=lora,
+        load_in_4bit=model_args.load_in_4bit or None,
+        load_in_8bit=model_args.load_in_8bit or None,
+        device=args.device,
         trust_remote_code=model_args.trust_remote_code,
         mlm_head=args.mlm_weight > 0,
     )

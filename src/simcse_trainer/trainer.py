@@ -22,11 +22,13 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import evaluate_sts
 from simcse_trainer.hub.model_card import read_template
 from simcse_trainer.model.modeling import SimCSEModel, SimCSEOutput
-from simcse_trainer.model.saving import load_model
+from simcse_trainer.model.saving import choose_lora_save, restore_model
 from simcse_trainer.objective import ContrastiveObjective, mask_tokens
 from simcse_trainer.objective.mlm import IGNORED
 from simcse_trainer.preparation import (
     check_evaluation,
+    check_model,
+    check_noise,
     check_size,
     count_views,
     decide_head,
@@ -84,14 +86,10 @@ class SimCSETrainer(PushingTrainer):
             raise InputError(f"args is a {type(args).__name__}; pass SimCSETrainingArguments.")
         kwargs["callbacks"] = self.set_up_hub(args, kwargs.get("callbacks"))
         if isinstance(model, str):
-            model = SimCSEModel.from_pretrained(model, mlm_head=args.mlm_weight > 0)
-        if args.mlm_weight and model.mlm_head is None:
-            raise InputError(
-                f"mlm_weight is {args.mlm_weight}, but the model has no masked-language-model "
-                "head. Load it with SimCSEModel.from_pretrained(..., mlm_head=True)."
+            model = SimCSEModel.from_pretrained(
+                model, mlm_head=args.mlm_weight > 0, dtype=torch.float32
             )
-        if args.mlm_weight and model.tokenizer and model.tokenizer.mask_token_id is None:
-            raise InputError("mlm_weight is set, but the tokenizer has no mask token.")
+        check_model(model, args)
         self.description = RunDescription()
         self.card_template = read_template(args.model_card_template)
         if train_dataset is not None:
@@ -102,6 +100,7 @@ class SimCSETrainer(PushingTrainer):
             if args.should_save:
                 self.examples = take_examples(texts, model)
             decide_head(model, self.views)
+            check_noise(model, self.views)
             warn_of_settings(args, self.views)
         check_evaluation(args, eval_dataset)
         if isinstance(train_dataset, IterableDataset):
@@ -242,7 +241,14 @@ class SimCSETrainer(PushingTrainer):
         folder = Path(output_dir or self.args.output_dir)
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         in_checkpoint = folder.name.startswith("checkpoint-")
-        model.save_pretrained(folder, training_heads=in_checkpoint, state_dict=state_dict)
+        adapted = choose_lora_save(model, self.args.lora_save)
+        model.save_pretrained(
+            folder,
+            training_heads=in_checkpoint,
+            state_dict=state_dict,
+            # A checkpoint is for going on, and for little space.
+            lora_save=adapted and ("adapter" if in_checkpoint else adapted),
+        )
         # JSON, in which the Hub token is blanked: the Trainer's own pickle holds it in clear.
         arguments = self.args.to_json_string() + "\n"
         (folder / "training_args.json").write_text(arguments, encoding="utf-8")
@@ -263,14 +269,7 @@ class SimCSETrainer(PushingTrainer):
         """Weights of a checkpoint into the model, the training-only heads among them."""
         target: Any = self.model if model is None else model
         self.resumed |= self.state.global_step == 0  # later on it is the best model's
-        loaded = load_model(str(resume_from_checkpoint), padding_free=False)
-        try:
-            target.load_state_dict(loaded.state_dict())
-        except RuntimeError as error:
-            raise InputError(
-                f"{resume_from_checkpoint} holds another model than the one in training. Resume "
-                f"with the options it was trained with. ({str(error).splitlines()[-1].strip()})"
-            ) from error
+        restore_model(target, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)

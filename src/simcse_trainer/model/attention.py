@@ -82,7 +82,10 @@ def packed_attention(
         )
     assert unpad_index is not None
     assert key_mask is not None
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    usual = getattr(module, "is_causal", True)
+    causal = usual if is_causal is None else is_causal
+    if sliding_window is not None and usual and not causal:
+        sliding_window += 1  # a decoder's window to both sides includes its edge
     query, key, value = (_pad(x, pad_index) for x in (query, key, value))
     out, _ = sdpa_attention_forward(
         module,

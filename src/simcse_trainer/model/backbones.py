@@ -13,8 +13,17 @@ from transformers.utils import logging as transformers_logging
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.attention import ATTENTION_NAME, packing_indices
+from simcse_trainer.model.decoders import (
+    check_bidirectional,
+    is_bidirectional,
+    is_decoder,
+    set_attention,
+)
+from simcse_trainer.model.quantization import keep_differentiable, quantized_loading
 
 logger = logging.getLogger(__name__)
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 # How far packed and padded hidden states may lie apart, relative to the largest: round-off stays
 # below this, a wrong mask or a wrong position is far above it.
@@ -22,13 +31,27 @@ _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, tor
 
 
 def load_backbone(
-    name_or_path: str, *, pooling_layer: bool = False, **options: Any
+    name_or_path: str,
+    *,
+    pooling_layer: bool = False,
+    bidirectional_attention: bool | None = None,
+    attention_dropout: float | None = None,
+    bits: int | None = None,
+    dequantize: bool = False,
+    device: torch.device | str | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
     """`AutoModel` without the pooling layer that some families add on top.
 
     Args:
         name_or_path: A folder, or a name on the Hub.
         pooling_layer: Keep the family's own pooling layer, for checkpoints that trained it.
+        bidirectional_attention: Let a decoder attend to both sides; by default as its
+            configuration says.
+        attention_dropout: In training; by default as the configuration says.
+        bits: 4 or 8: quantise the weights.
+        dequantize: Turn them back, to what the few bits stand for.
+        device: Of quantised weights; by default the accelerator, else the CPU.
         options: For `from_pretrained`: revision, token, dtype, trust_remote_code, ...
 
     Raises:
@@ -42,9 +65,19 @@ def load_backbone(
                 f"'{name_or_path}' is an encoder-decoder ({config.model_type}); SimCSE needs an "
                 "encoder or a decoder. Choose a backbone such as bert-base-uncased."
             )
+        proof = bidirectional_attention and is_decoder(config) and not is_bidirectional(config)
+        set_attention(config, bidirectional=bidirectional_attention, dropout=attention_dropout)
         if not pooling_layer and _has_pooling_layer(config):
             options["add_pooling_layer"] = False
-        return load_quietly(AutoModel, name_or_path, config=config, **options)
+        if bits is not None:
+            options |= quantized_loading(bits, config, device)
+        backbone = load_quietly(AutoModel, name_or_path, config=config, **options)
+        if bits is not None:
+            keep_differentiable(backbone)
+            backbone = backbone.dequantize() if dequantize else backbone
+        if proof:
+            check_bidirectional(backbone)
+        return backbone
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise

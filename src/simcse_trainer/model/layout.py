@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ TRANSFORMER = "sentence_transformers.models.Transformer"
 POOLING = "sentence_transformers.models.Pooling"
 LAYER_POOLING = "sentence_transformers.models.WeightedLayerPooling"
 DENSE = "sentence_transformers.models.Dense"
+# No such class: sentence-transformers names it in its error, and gives no wrong embedding.
+REFUSED = "simcse_trainer.BidirectionalAdapterToBeMergedFirst"
 
 # The flags of Pooling's oldest form. "mean_sqrt_len_tokens" has no counterpart here.
 _POOLING_FLAGS = {
@@ -40,6 +42,10 @@ _POOLING_FLAGS = {
 }
 
 
+# Of modules.json. Cosines do not see the length that Normalize changes.
+_WITHOUT_WEIGHTS = ("Transformer", "Normalize", REFUSED.rsplit(".", 1)[-1])
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a folder says about its sentence embedding.
@@ -48,14 +54,25 @@ class Layout:
         pooling_mode: How tokens become a sentence embedding.
         max_seq_length: In tokens, special ones included; None if the folder does not say.
         dense: State dict of the projection head (`linear.weight`, `linear.bias`), or None.
+        prompts: Name -> text before a text, for who asks for it by name.
+        default_prompt: The text before every text, where there is one; only read.
     """
 
     pooling_mode: str
     max_seq_length: int | None
     dense: dict[str, Tensor] | None
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt: str | None = None
 
 
-def write_layout(folder: Path, layout: Layout, *, hidden_size: int, num_layers: int) -> None:
+def write_layout(
+    folder: Path,
+    layout: Layout,
+    *,
+    hidden_size: int,
+    num_layers: int,
+    transformer: str = TRANSFORMER,
+) -> None:
     """Write everything but the backbone and the tokenizer.
 
     Args:
@@ -63,8 +80,9 @@ def write_layout(folder: Path, layout: Layout, *, hidden_size: int, num_layers: 
         layout: What to write.
         hidden_size: D of the backbone.
         num_layers: Layers of the backbone.
+        transformer: The class that is to load the backbone.
     """
-    modules = [("", TRANSFORMER)]
+    modules = [("", transformer)]
 
     def add(kind: str, config: dict[str, Any], weights: dict[str, Tensor] | None = None) -> None:
         path = f"{len(modules)}_{kind.rsplit('.', 1)[-1]}"
@@ -108,7 +126,7 @@ def write_layout(folder: Path, layout: Layout, *, hidden_size: int, num_layers: 
     )
     _write_json(
         folder / "config_sentence_transformers.json",
-        {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        {"prompts": layout.prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
     )
 
 
@@ -144,13 +162,16 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
             pooling_mode = _pooling_mode(config, name_or_path)
         elif kind == "Dense":
             dense = _dense(config, read(f"{path}/model.safetensors", load_file), name_or_path)
-        elif kind not in ("Transformer", "Normalize"):  # cosines do not see the length
+        elif kind not in _WITHOUT_WEIGHTS:
             raise InputError(
                 f"'{name_or_path}' has a module {kind} in modules.json; SimCSE models consist of "
                 "Transformer, Pooling, Dense and Normalize. Use another checkpoint."
             )
     length = (read("sentence_bert_config.json") or {}).get("max_seq_length")
-    return Layout(layer_pair or pooling_mode, length, dense)
+    said = read("config_sentence_transformers.json") or {}
+    prompts = {name: text for name, text in (said.get("prompts") or {}).items() if text}
+    default = prompts.pop(said.get("default_prompt_name") or "", None)
+    return Layout(layer_pair or pooling_mode, length, dense, prompts, default)
 
 
 def find_file(name_or_path: str, filename: str, **hub: Any) -> Path | None:

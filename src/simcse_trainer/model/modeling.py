@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from simcse_trainer.errors import InputError
+from simcse_trainer.model.adapters import has_adapter
 from simcse_trainer.model.backbones import enable_packing, run_packed
+from simcse_trainer.model.decoders import check_pooling, is_decoder
 from simcse_trainer.model.heads import MLMHead, ProjectionHead
 from simcse_trainer.model.pooling import LAYER_PAIRS, POOLING_MODES, pool, select_layers
 from simcse_trainer.objective import mlm_loss
 from simcse_trainer.objective.mlm import IGNORED
+
+if TYPE_CHECKING:
+    from simcse_trainer.model.adapter_folder import BaseWeights
 
 
 @dataclass
@@ -38,7 +43,8 @@ class SimCSEModel(nn.Module):
     """A sentence encoder (Gao et al. 2021, sections 3, 4 and 6.3).
 
     Args:
-        backbone: Any encoder or decoder of transformers, without a pooling layer of its own.
+        backbone: Any encoder or decoder of transformers, without a pooling layer of its own; or
+            such a one with a LoRA adapter, a `peft.PeftModel`.
         tokenizer: Needed by `encode`, by saving and by the Trainer on text.
         pooling_mode: A key of `POOLING_MODES`.
         head: The projection head, or None.
@@ -67,6 +73,7 @@ class SimCSEModel(nn.Module):
             raise InputError(
                 f"pooling_mode is '{pooling_mode}'; expected one of {', '.join(POOLING_MODES)}."
             )
+        check_pooling(backbone.config, pooling_mode)
         self.backbone = backbone
         self.tokenizer = tokenizer
         self.pooling_mode = pooling_mode
@@ -74,6 +81,12 @@ class SimCSEModel(nn.Module):
         self.mlp_only_train = mlp_only_train
         self.mlm_head = mlm_head
         self.max_seq_length = max_seq_length
+        # Named prompts of a sentence-transformers model, which only pass through.
+        self.prompts: dict[str, str] = {}
+        # What an adapter was trained on, for the folder that it is saved in.
+        self.base_weights: BaseWeights | None = None
+        # Decoders would keep keys and values for tokens to come.
+        self._call_options = {"use_cache": False} if is_decoder(backbone.config) else {}
         self.position_offset = enable_packing(backbone) if padding_free else None
         # accelerate wraps `forward` in autocast for good; only from inside can it be switched off.
         self.full_precision = False
@@ -81,8 +94,8 @@ class SimCSEModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> SimCSEModel:
-        """Load a trained folder or a plain backbone; see `saving.load_model` for the options."""
-        from simcse_trainer.model.saving import load_model
+        """Load a trained folder or a plain backbone; see `loading.load_model` for the options."""
+        from simcse_trainer.model.loading import load_model
 
         return load_model(str(name_or_path), **options)
 
@@ -149,7 +162,7 @@ class SimCSEModel(nn.Module):
             hidden, lengths = self._hidden(input_ids, attention_mask, lengths, indices)
             embeddings = pool(hidden, lengths, self.pooling_mode)
             if self.head is not None and self._uses_head(self.training):
-                embeddings = self.head(embeddings)
+                embeddings = self.head(embeddings.to(self.head.dense.weight.dtype))
             if mlm_input_ids is None or mlm_labels is None:
                 return SimCSEOutput(embeddings=embeddings)
             hidden, _ = self._hidden(mlm_input_ids, attention_mask, lengths, indices, last=True)
@@ -172,6 +185,9 @@ class SimCSEModel(nn.Module):
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute the backbone's activations in the backward pass instead of keeping them."""
         self.backbone.activation_checkpointing_enable(**kwargs)
+        if has_adapter(self.backbone):
+            # Of a frozen first layer nothing would ask for a gradient, and so for no recomputation.
+            self.backbone.enable_input_require_grads()
 
     def _precision(self, device: torch.device) -> AbstractContextManager[None]:
         if self.full_precision:
@@ -200,7 +216,7 @@ class SimCSEModel(nn.Module):
         Of the last layer if `last`, else of the layers that the pooling mode reads.
         """
         pair = self.pooling_mode in LAYER_PAIRS and not last
-        layers = {"output_hidden_states": pair}
+        layers = {"output_hidden_states": pair, **self._call_options}
         if attention_mask is None:
             assert self.position_offset is not None
             out = run_packed(self.backbone, input_ids, indices, self.position_offset, **layers)

@@ -1,4 +1,4 @@
-"""One folder, loaded by everyone: reading and writing a SimCSE model.
+"""One folder, loaded by everyone: writing a SimCSE model.
 
 The backbone and the tokenizer write their own files, `layout` the ones beside them. Checkpoints
 also hold what only training uses, in `training_heads.safetensors`, so that a run can go on.
@@ -9,92 +9,27 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from simcse_trainer.errors import InputError
-from simcse_trainer.model.backbones import load_backbone
-from simcse_trainer.model.heads import MLMHead, ProjectionHead
-from simcse_trainer.model.layout import Layout, find_file, read_layout, write_layout
+from simcse_trainer.model.adapter_folder import HIDDEN, write_adapter
+from simcse_trainer.model.adapters import base_of, has_adapter, merged_state, restore_adapter
+from simcse_trainer.model.decoders import is_bidirectional
+from simcse_trainer.model.head_weights import TRAINING_HEADS, saved_heads
+from simcse_trainer.model.layout import REFUSED, TRANSFORMER, Layout, read_layout, write_layout
+from simcse_trainer.model.loading import load_model
 from simcse_trainer.model.modeling import SimCSEModel
-from simcse_trainer.model.packaged import resolve_packaged
 from simcse_trainer.model.pooling import LAYER_PAIRS
+from simcse_trainer.model.quantization import bits_of
 
 logger = logging.getLogger(__name__)
 
-TRAINING_HEADS = "training_heads.safetensors"
-PROJECTION_HEADS = ("mlp", "none", "pooler")
-
-# What tokenizers and configurations say when they know no limit is some number above this.
-_UNLIMITED = 10**9
-
-# The original project's checkpoints carry a trained pooler either way and no sentence-transformers
-# files; only the name tells that the unsupervised ones are to be read before it.
-_RELEASED = {"unsup-simcse-": "none", "sup-simcse-": "pooler"}
-
-
-def load_model(
-    name_or_path: str,
-    *,
-    pooling_mode: str | None = None,
-    projection_head: str | None = None,
-    mlp_only_train: bool | None = None,
-    mlm_head: bool = False,
-    max_seq_length: int | None = None,
-    padding_free: bool = True,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    **options: Any,
-) -> SimCSEModel:
-    """Load a trained folder, a sentence-transformers model or a plain backbone.
-
-    Args:
-        name_or_path: A folder, a name on the Hub, or a key of `PACKAGED_MODELS`.
-        pooling_mode: By default what the folder says, else `cls`.
-        projection_head: `mlp`: a linear layer with tanh (the folder's, else a new one); `pooler`:
-            the backbone's own trained pooling layer as that head; `none`. By default what the
-            folder says; for a plain backbone read by `cls`, `mlp` as in the paper, else `none`.
-        mlp_only_train: Whether the head is left out at inference. By default what the folder
-            says; for a new head the Trainer decides by the data.
-        mlm_head: Also load the checkpoint's masked-language-model head.
-        max_seq_length: By default what the folder says, else all that the backbone has room for.
-        padding_free: Pack batches where that is exact.
-        revision: Of the Hub repository.
-        token: For the Hub.
-        options: For the backbone's `from_pretrained`: dtype, trust_remote_code, ...
-
-    Raises:
-        InputError: Nothing there, or something that SimCSE cannot represent.
-    """
-    path = resolve_packaged(name_or_path)
-    hub = {"revision": revision, "token": token}
-    layout = read_layout(path, **hub)
-    if projection_head is None and layout is None:
-        projection_head = _released_head(path)
-    if projection_head not in (None, *PROJECTION_HEADS):
-        expected = ", ".join(PROJECTION_HEADS)
-        raise InputError(f"projection_head is '{projection_head}'; expected one of {expected}.")
-    backbone = load_backbone(path, pooling_layer=projection_head == "pooler", **hub, **options)
-    tokenizer = _load_tokenizer(path, hub, options)
-    saved = _saved_heads(path, hub)
-    pooling_mode = pooling_mode or (layout.pooling_mode if layout else "cls")
-    head, decided = _load_head(backbone, layout, saved, projection_head, pooling_mode)
-    model = SimCSEModel(
-        backbone,
-        tokenizer,
-        pooling_mode=pooling_mode,
-        head=head,
-        mlp_only_train=decided if mlp_only_train is None else mlp_only_train,
-        mlm_head=_load_mlm_head(backbone, path, saved, mlm_head, hub | options),
-        padding_free=padding_free,
-    )
-    model.max_seq_length = _max_length(max_seq_length, layout, model)
-    _log_choices(model, name_or_path, asked=padding_free)
-    return model
+LORA_SAVES = ("adapter", "merged", "both")
+ADAPTER_BESIDE = "adapter"
 
 
 def save_model(
@@ -103,6 +38,7 @@ def save_model(
     *,
     training_heads: bool = False,
     state_dict: Mapping[str, Tensor] | None = None,
+    lora_save: str | None = None,
 ) -> None:
     """Write a folder that SimCSEModel, AutoModel and SentenceTransformer load.
 
@@ -113,24 +49,112 @@ def save_model(
         folder: Made if it is not there.
         training_heads: Also write what only training uses, for resuming.
         state_dict: The model's, gathered from the processes where it is spread over them.
+        lora_save: Of an adapted model: `adapter`, `merged`, or `both`: merged, and the adapter in
+            `adapter/`. By default that of `choose_lora_save`.
+
+    Raises:
+        InputError: Merged weights of few bits.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     state = model.state_dict() if state_dict is None else state_dict
+    form = choose_lora_save(model, lora_save)
+    if form in ("merged", "both") and state_dict is not None:
+        logger.warning("Weights that are spread over processes are not merged: see %s.", folder)
+        form = "adapter"
+    if form != "both":
+        _write(model, folder, state, as_adapter=form == "adapter", training_heads=training_heads)
+        return
+    _write(model, folder, state, as_adapter=False, training_heads=training_heads)
+    _write(model, folder / ADAPTER_BESIDE, state, as_adapter=True, training_heads=False)
+
+
+def choose_lora_save(model: SimCSEModel, asked: str | None) -> str | None:
+    """What is written of an adapted model; None if it has no adapter.
+
+    By default the adapter: it is small. Only that of a decoder that attends to both sides is
+    merged, because sentence-transformers and `AutoModel` cannot load it.
+
+    Raises:
+        InputError: Merged weights of few bits, or no adapter to merge.
+    """
+    if not has_adapter(model.backbone):
+        if asked is not None:
+            raise InputError(f"lora_save is '{asked}', but the model has no adapter: --use_lora.")
+        return None
+    bits = bits_of(base_of(model.backbone))
+    if bits is not None and asked in ("merged", "both"):
+        raise InputError(
+            f"lora_save is '{asked}', but an adapter cannot be added to weights of {bits} bits. "
+            "Leave it out, and merge afterwards: simcse-trainer merge OUTPUT_DIR NEW_DIR."
+        )
+    if asked is not None or bits is not None:
+        return asked or "adapter"
+    return "merged" if is_bidirectional(model.config) else "adapter"
+
+
+def restore_model(model: SimCSEModel, folder: Path) -> None:
+    """Weights of a checkpoint into a model of its kind, the training-only heads among them.
+
+    Raises:
+        InputError: The checkpoint holds another model.
+    """
+    try:
+        if has_adapter(model.backbone):
+            _restore_trained(model, folder)
+        else:
+            loaded = load_model(str(folder), padding_free=False)
+            model.load_state_dict(loaded.state_dict())
+    except (RuntimeError, OSError) as error:
+        raise InputError(
+            f"{folder} holds another model than the one in training. Resume with the options it "
+            f"was trained with. ({str(error).splitlines()[-1].strip()})"
+        ) from error
+
+
+def _restore_trained(model: SimCSEModel, folder: Path) -> None:
+    """Adapter and heads; the backbone is as it was."""
+    hidden = folder / HIDDEN
+    restore_adapter(model.backbone, hidden if hidden.is_dir() else folder)
+    heads, layout = saved_heads(str(folder), {}), read_layout(str(folder))
+    if layout is not None and layout.dense is not None:
+        heads |= {n.replace("linear.", "head.dense."): x for n, x in layout.dense.items()}
+    unknown = model.load_state_dict(heads, strict=False).unexpected_keys
+    expected = [n for n, _ in model.named_parameters() if not n.startswith("backbone.")]
+    missing = [name for name in expected if name not in heads]
+    if unknown or missing:
+        raise RuntimeError(f"its heads differ: {', '.join([*unknown, *missing])}")
+
+
+def _write(
+    model: SimCSEModel,
+    folder: Path,
+    state: Mapping[str, Tensor],
+    *,
+    as_adapter: bool,
+    training_heads: bool,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     backbone, head = _part(state, "backbone."), _part(state, "head.")
     exported = head if model.mlp_only_train is False else {}
-    if model.pooling_mode == "cls" and has_tanh_pooler(model.backbone):
-        # As the released checkpoints do: AutoModel's pooler_output is the sentence embedding.
-        backbone |= {f"pooler.{name}": tensor for name, tensor in exported.items()}
-    _save_backbone(model, folder, backbone)
+    if as_adapter:
+        write_adapter(model.backbone, folder, backbone, model.base_weights)
+    else:
+        if has_adapter(model.backbone):
+            backbone = dict(merged_state(model.backbone))
+        if model.pooling_mode == "cls" and has_tanh_pooler(base_of(model.backbone)):
+            # As the released checkpoints do: AutoModel's pooler_output is the sentence embedding.
+            backbone |= {f"pooler.{name}": tensor for name, tensor in exported.items()}
+        _save_backbone(model, folder, backbone)
     if model.tokenizer is not None:
         model.tokenizer.model_max_length = model.max_seq_length
         model.tokenizer.save_pretrained(folder)
     dense = {name.replace("dense.", "linear."): tensor for name, tensor in exported.items()}
+    refused = as_adapter and is_bidirectional(model.config)
     write_layout(
         folder,
-        Layout(model.pooling_mode, model.max_seq_length, dense or None),
+        Layout(model.pooling_mode, model.max_seq_length, dense or None, model.prompts),
         hidden_size=model.config.hidden_size,
         num_layers=model.config.num_hidden_layers,
+        transformer=REFUSED if refused else TRANSFORMER,
     )
     if training_heads:
         _save_training_heads(model, folder, state)
@@ -145,10 +169,11 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _save_backbone(model: SimCSEModel, folder: Path, state: dict[str, Tensor]) -> None:
-    config = model.backbone.config
+    backbone = base_of(model.backbone)
+    config = backbone.config
     read_layers = config.output_hidden_states
     config.output_hidden_states = model.pooling_mode in LAYER_PAIRS
-    model.backbone.save_pretrained(folder, state_dict=state)
+    backbone.save_pretrained(folder, state_dict=state)
     config.output_hidden_states = read_layers
 
 
@@ -168,119 +193,3 @@ def has_tanh_pooler(backbone: PreTrainedModel) -> bool:
     weight = names.get("pooler.dense.weight")
     size = backbone.config.hidden_size
     return weight is not None and weight.shape == (size, size)
-
-
-def _saved_heads(path: str, hub: dict[str, Any]) -> dict[str, Tensor]:
-    found = find_file(path, TRAINING_HEADS, **hub)
-    return {} if found is None else load_file(found)
-
-
-def _released_head(path: str) -> str | None:
-    name = Path(path).name
-    return next((head for prefix, head in _RELEASED.items() if name.startswith(prefix)), None)
-
-
-def _load_head(
-    backbone: PreTrainedModel,
-    layout: Layout | None,
-    saved: dict[str, Tensor],
-    projection_head: str | None,
-    pooling_mode: str,
-) -> tuple[ProjectionHead | None, bool | None]:
-    """The head, and whether it is for training only (None: not decided yet)."""
-    if projection_head == "pooler":
-        return _take_pooler(backbone), False
-    if projection_head == "none":
-        return None, None
-    size = backbone.config.hidden_size
-    if layout is not None and layout.dense is not None:
-        head = ProjectionHead(*reversed(layout.dense["linear.weight"].shape))
-        head.dense.load_state_dict(
-            {name.removeprefix("linear."): tensor for name, tensor in layout.dense.items()}
-        )
-        return head.to(backbone.dtype), False
-    weights = {name[5:]: tensor for name, tensor in saved.items() if name.startswith("head.")}
-    plain = layout is None and pooling_mode == "cls"
-    if not weights and projection_head is None and not plain:
-        return None, None
-    head = ProjectionHead(size, std=getattr(backbone.config, "initializer_range", 0.02))
-    if weights:
-        head.load_state_dict(weights)
-    return head.to(backbone.dtype), True if weights else None
-
-
-def _take_pooler(backbone: Any) -> ProjectionHead:
-    dense = getattr(getattr(backbone, "pooler", None), "dense", None)
-    if dense is None:
-        raise InputError(
-            f"projection_head is 'pooler', but {type(backbone).__name__} has no pooling layer. "
-            "Pass --projection_head mlp or none."
-        )
-    head = ProjectionHead(dense.in_features, dense.out_features)
-    head.dense.load_state_dict(dense.state_dict())
-    backbone.pooler = None
-    return head.to(backbone.dtype)
-
-
-def _load_mlm_head(
-    backbone: PreTrainedModel,
-    path: str,
-    saved: dict[str, Tensor],
-    wanted: bool,
-    options: dict[str, Any],
-) -> MLMHead | None:
-    weights = {name[9:]: tensor for name, tensor in saved.items() if name.startswith("mlm_head.")}
-    if weights:
-        head = MLMHead.from_config(backbone.config)
-        head.load_state_dict(weights, strict=False)  # a shared parameter is stored once
-        return head
-    return MLMHead.from_pretrained(path, backbone.config, **options) if wanted else None
-
-
-def _load_tokenizer(
-    path: str, hub: dict[str, Any], options: dict[str, Any]
-) -> PreTrainedTokenizerBase:
-    trust = {"trust_remote_code": options.get("trust_remote_code", False)}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **hub, **trust)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"No tokenizer could be loaded from '{path}': {str(error).strip().splitlines()[0]} "
-            "A model folder needs its tokenizer files beside config.json."
-        ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
-
-
-def _max_length(asked: int | None, layout: Layout | None, model: SimCSEModel) -> int:
-    """What is asked for, else what the folder says, else what backbone and tokenizer allow."""
-    positions = getattr(model.config, "max_position_embeddings", None) or _UNLIMITED
-    table = getattr(getattr(model.backbone, "embeddings", None), "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    # RoBERTa's relatives count from behind their padding token's number, packed or not.
-    room = positions - (0 if padding is None else padding + 1)
-    if asked is not None and not 2 <= asked <= room:
-        raise InputError(f"max_seq_length is {asked}; this backbone has room for 2 to {room}.")
-    said = layout.max_seq_length if layout is not None else None
-    assert model.tokenizer is not None
-    tokenizer_limit = min(room, model.tokenizer.model_max_length)
-    default = tokenizer_limit if tokenizer_limit < _UNLIMITED else 512
-    return min(asked or said or default, room)
-
-
-def _log_choices(model: SimCSEModel, name: str, *, asked: bool) -> None:
-    use = {None: "as training decides", True: "in training only", False: "at inference too"}
-    logger.info(
-        "%s: pooling '%s', projection head %s, at most %d tokens, %s batches.",
-        name,
-        model.pooling_mode,
-        "none" if model.head is None else f"used {use[model.mlp_only_train]}",
-        model.max_seq_length,
-        "padding-free" if model.padding_free else "padded",
-    )
-    if asked and not model.padding_free:
-        logger.warning(
-            "%s does not compute the same without padding: its batches are padded, and slower.",
-            type(model.backbone).__name__,
-        )

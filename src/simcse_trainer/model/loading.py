@@ -1,0 +1,263 @@
+"""One folder, loaded by everyone: reading a model, wherever it comes from."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from simcse_trainer.errors import InputError
+from simcse_trainer.model.adapter_folder import (
+    AdapterFolder,
+    check_base,
+    describe_base,
+    find_base,
+    read_adapter,
+)
+from simcse_trainer.model.adapters import add_adapter, load_adapter
+from simcse_trainer.model.backbones import load_backbone
+from simcse_trainer.model.decoders import default_pooling, is_decoder, pad_on_the_right
+from simcse_trainer.model.head_weights import (
+    PROJECTION_HEADS,
+    load_head,
+    load_mlm_head,
+    saved_heads,
+)
+from simcse_trainer.model.layout import Layout, find_file, read_layout
+from simcse_trainer.model.modeling import SimCSEModel
+from simcse_trainer.model.packaged import resolve_packaged
+from simcse_trainer.model.prompts import TEXT, apply_prompt
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+logger = logging.getLogger(__name__)
+
+# What tokenizers and configurations say when they know no limit is some number above this.
+_UNLIMITED = 10**9
+
+# The original project's checkpoints carry a trained pooler either way and no sentence-transformers
+# files; only the name tells that the unsupervised ones are to be read before it.
+_RELEASED = {"unsup-simcse-": "none", "sup-simcse-": "pooler"}
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    pooling_mode: str | None = None,
+    projection_head: str | None = None,
+    mlp_only_train: bool | None = None,
+    mlm_head: bool = False,
+    max_seq_length: int | None = None,
+    padding_free: bool = True,
+    prompt: str | None = None,
+    append_eos_token: bool | None = None,
+    lora: LoraConfig | None = None,
+    load_in_4bit: bool | None = None,
+    load_in_8bit: bool | None = None,
+    base_model: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    **options: Any,
+) -> SimCSEModel:
+    """Load a trained folder, an adapter, a sentence-transformers model or a plain backbone.
+
+    Args:
+        name_or_path: A folder, a name on the Hub, or a key of `PACKAGED_MODELS`.
+        pooling_mode: By default what the folder says, else that of `default_pooling`.
+        projection_head: `mlp`: a linear layer with tanh (the folder's, else a new one); `pooler`:
+            the backbone's own trained pooling layer as that head; `none`. By default what the
+            folder says; for a plain backbone read by `cls`, `mlp` as in the paper, else `none`.
+        mlp_only_train: Whether the head is left out at inference. By default what the folder
+            says; for a new head the Trainer decides by the data.
+        mlm_head: Also load the checkpoint's masked-language-model head.
+        max_seq_length: By default what the folder says, else all that the backbone has room for.
+        padding_free: Pack batches where that is exact.
+        prompt: A template with `{text}` that is put around every text from now on.
+        append_eos_token: End texts with the end-of-text token; by default for plain decoders.
+        lora: Freeze the backbone and train an adapter: a new one, or that of the folder.
+        load_in_4bit: Quantise the backbone; by default as the folder's adapter was trained.
+        load_in_8bit: The same in 8 bits.
+        base_model: The backbone of an adapter, where it is not where it was.
+        revision: Of the Hub repository.
+        token: For the Hub.
+        options: For `load_backbone`, and what that knows of `from_pretrained`.
+
+    Raises:
+        InputError: Nothing there, or something that SimCSE cannot represent.
+    """
+    hub = {"revision": revision, "token": token}
+    source = _find_source(resolve_packaged(name_or_path), base_model, hub)
+    options["bits"] = _choose_bits(source, load_in_4bit, load_in_8bit)
+    projection_head = _check_head(projection_head, source)
+    backbone = _load_backbone(source, pooling_layer=projection_head == "pooler", **options)
+    tokenizer = _load_tokenizer(source, options, prompt, append_eos_token, backbone)
+    saved = saved_heads(source.path, hub)
+    pooling_mode = pooling_mode or default_pooling(source.layout, backbone.config)
+    head, decided = load_head(backbone, source.layout, saved, projection_head, pooling_mode)
+    model = SimCSEModel(
+        _adapt(backbone, source, lora),
+        tokenizer,
+        pooling_mode=pooling_mode,
+        head=head,
+        mlp_only_train=decided if mlp_only_train is None else mlp_only_train,
+        mlm_head=load_mlm_head(backbone, source.base_path, saved, mlm_head, source.base_hub),
+        padding_free=padding_free,
+    )
+    if source.adapter is not None or lora is not None:
+        model.base_weights = describe_base(source.base_path, backbone, source.base_hub)
+    model.prompts = dict(source.layout.prompts) if source.layout else {}
+    model.max_seq_length = _max_length(max_seq_length, source.layout, model)
+    _log_choices(model, name_or_path, asked=padding_free)
+    return model
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model's parts are.
+
+    Attributes:
+        path: What was named: tokenizer, layout, heads, and the adapter or the backbone.
+        hub: `revision` and `token` of it.
+        layout: Its own, else that of an adapter's base.
+        adapter: If it is one.
+        base_path: The backbone: `path` itself, or an adapter's base.
+        base_hub: `revision` and `token` of that.
+    """
+
+    path: str
+    hub: dict[str, Any]
+    layout: Layout | None
+    adapter: AdapterFolder | None
+    base_path: str
+    base_hub: dict[str, Any]
+
+
+def _find_source(path: str, base_model: str | None, hub: dict[str, Any]) -> _Source:
+    layout, adapter = read_layout(path, **hub), read_adapter(path, hub)
+    if adapter is None:
+        if base_model is not None:
+            raise InputError(f"base_model is given, but '{path}' is no adapter. Leave it out.")
+        return _Source(path, hub, layout, None, path, hub)
+    base_path = resolve_packaged(base_model) if base_model else find_base(adapter.base)
+    base_hub = hub | {"revision": None if base_model else adapter.base.revision}
+    return _Source(
+        path, hub, layout or read_layout(base_path, **base_hub), adapter, base_path, base_hub
+    )
+
+
+def _choose_bits(source: _Source, four: bool | None, eight: bool | None) -> int | None:
+    if four or eight:
+        return 4 if four else 8
+    adapter_asks = source.adapter is not None and four is None and eight is None
+    return source.adapter.base.bits if adapter_asks and source.adapter else None
+
+
+def _check_head(projection_head: str | None, source: _Source) -> str | None:
+    if projection_head not in (None, *PROJECTION_HEADS):
+        expected = ", ".join(PROJECTION_HEADS)
+        raise InputError(f"projection_head is '{projection_head}'; expected one of {expected}.")
+    if projection_head is not None or source.layout is not None:
+        return projection_head
+    name = Path(source.path).name
+    return next((head for prefix, head in _RELEASED.items() if name.startswith(prefix)), None)
+
+
+def _load_backbone(source: _Source, **options: Any) -> Any:
+    if source.adapter is None:
+        return load_backbone(source.base_path, **source.base_hub, **options)
+    if source.adapter.base.bidirectional:
+        options.setdefault("bidirectional_attention", True)
+    try:
+        backbone = load_backbone(source.base_path, **source.base_hub, **options)
+    except InputError as error:
+        raise InputError(
+            f"The adapter in '{source.path}' needs its base model. {error} If that is elsewhere "
+            "now, pass its name as base_model."
+        ) from error
+    check_base(source.adapter.base, source.base_path, source.path, source.base_hub)
+    return backbone
+
+
+def _adapt(backbone: Any, source: _Source, lora: LoraConfig | None) -> Any:
+    if source.adapter is None:
+        return backbone if lora is None else add_adapter(backbone, lora)
+    if lora is not None:
+        logger.info("The adapter in %s is trained on, with its own rank and layers.", source.path)
+    return load_adapter(
+        backbone,
+        source.path,
+        is_trainable=lora is not None,
+        subfolder=source.adapter.subfolder,
+        **source.hub,
+    )
+
+
+def _load_tokenizer(
+    source: _Source,
+    options: dict[str, Any],
+    prompt: str | None,
+    append_eos: bool | None,
+    backbone: Any,
+) -> PreTrainedTokenizerBase:
+    """The folder's, or the base model's; with the prompt and the end of the text as asked for."""
+    own = find_file(source.path, "tokenizer_config.json", **source.hub) is not None
+    path, hub = (source.path, source.hub) if own else (source.base_path, source.base_hub)
+    trust = {"trust_remote_code": options.get("trust_remote_code", False)}
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **hub, **trust)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"No tokenizer could be loaded from '{path}': {str(error).strip().splitlines()[0]} "
+            "A model folder needs its tokenizer files beside config.json."
+        ) from error
+    if append_eos is None:
+        append_eos = source.layout is None and is_decoder(backbone.config)
+    default = source.layout.default_prompt if source.layout else None
+    if default:
+        tokenizer = apply_prompt(tokenizer, default + TEXT, append_eos=append_eos)
+    tokenizer = apply_prompt(tokenizer, prompt, append_eos=append_eos)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    pad_on_the_right(tokenizer, backbone, path, trained=source.layout is not None)
+    return tokenizer
+
+
+def _max_length(asked: int | None, layout: Layout | None, model: SimCSEModel) -> int:
+    """What is asked for, else what the folder says, else what backbone and tokenizer allow."""
+    positions = getattr(model.config, "max_position_embeddings", None) or _UNLIMITED
+    table = getattr(getattr(model.backbone, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    # RoBERTa's relatives count from behind their padding token's number, packed or not.
+    room = positions - (0 if padding is None else padding + 1)
+    assert model.tokenizer is not None
+    around = len(model.tokenizer("")["input_ids"])
+    if asked is not None and not max(2, around + 1) <= asked <= room:
+        raise InputError(
+            f"max_seq_length is {asked}; this backbone has room for 2 to {room}, and prompt and "
+            f"special tokens take {around} of them."
+        )
+    said = layout.max_seq_length if layout is not None else None
+    tokenizer_limit = min(room, model.tokenizer.model_max_length)
+    default = tokenizer_limit if tokenizer_limit < _UNLIMITED else 512
+    return min(asked or said or default, room)
+
+
+def _log_choices(model: SimCSEModel, name: str, *, asked: bool) -> None:
+    use = {None: "as training decides", True: "in training only", False: "at inference too"}
+    logger.info(
+        "%s: pooling '%s', projection head %s, at most %d tokens, %s batches.",
+        name,
+        model.pooling_mode,
+        "none" if model.head is None else f"used {use[model.mlp_only_train]}",
+        model.max_seq_length,
+        "padding-free" if model.padding_free else "padded",
+    )
+    if asked and not model.padding_free:
+        logger.warning(
+            "%s does not compute the same without padding: its batches are padded, and slower.",
+            type(model.backbone).__name__,
+        )

@@ -1,0 +1,63 @@
+"""Frozen backbones in 4 or 8 bits, through transformers and bitsandbytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedConfig
+from transformers.utils.import_utils import is_bitsandbytes_available
+
+from simcse_trainer.errors import InputError
+
+
+def quantized_loading(
+    bits: int, config: PreTrainedConfig, device: torch.device | str | None
+) -> dict[str, Any]:
+    """What `from_pretrained` needs to load weights in few bits.
+
+    Args:
+        bits: 4 (NF4, with quantised constants: Dettmers et al. 2023) or 8 (LLM.int8, 2022).
+        config: Of the backbone, whose type the weights are computed in.
+        device: Where they go; by default the accelerator, else the CPU.
+
+    Raises:
+        InputError: bitsandbytes is not installed.
+    """
+    if not is_bitsandbytes_available():
+        raise InputError(
+            f"load_in_{bits}bit needs bitsandbytes. Run: pip install simcse-trainer[quantization]"
+        )
+    if device is None:
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    if bits == 8:
+        quantized = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        quantized = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=config.dtype or torch.float32,
+        )
+    return {"quantization_config": quantized, "device_map": {"": device}}
+
+
+def bits_of(backbone: Any) -> int | None:
+    """In how many bits a backbone was loaded; None: not quantised."""
+    config = getattr(backbone, "quantization_config", None) or getattr(
+        backbone.config, "quantization_config", None
+    )
+    if not isinstance(config, BitsAndBytesConfig):
+        return None
+    return 4 if config.load_in_4bit else 8
+
+
+def keep_differentiable(backbone: Any) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights for one kind of CPU.
+
+    With AVX512-BF16 a forward pass in evaluation mode changes the weights' form for good, to one
+    through which no gradient flows: training after an evaluation would go wrong without a word.
+    """
+    for module in backbone.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
