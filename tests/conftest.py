@@ -72,6 +72,24 @@ TINY = {
     "max_position_embeddings": 40,
 }
 
+# Llama, Qwen, Mistral (with local attention), Gemma (local and global), Phi, and absolute positions.
+DECODERS = ("llama", "qwen3", "mistral", "gemma3_text", "phi3", "phi", "gpt2")
+
+
+def tiny_decoder_tokenizer(**options):
+    """As of most decoders: nothing around a text, padding on the left."""
+    tokenizer = tiny_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = None
+    return type(tokenizer)(
+        tokenizer_object=backend,
+        model_max_length=40,
+        eos_token="[SEP]",
+        unk_token="[UNK]",
+        padding_side="left",
+        **options,
+    )
+
 
 def tiny_tokenizer():
     """Word-level, with BERT's special tokens at the places that tiny configurations expect."""
@@ -109,6 +127,15 @@ def tiny_config(family: str, **changes):
         special = {"pad": 0, "cls": 2, "bos": 2, "sep": 3, "eos": 3}
         options |= {f"{name}_token_id": token for name, token in special.items()}
         options |= {"local_attention": 8, "global_attn_every_n_layers": 2}
+    if family in DECODERS:
+        special = {"pad": 0, "bos": 2, "eos": 3}
+        options |= {f"{name}_token_id": token for name, token in special.items()}
+        options |= {"num_key_value_heads": 2, "head_dim": 8}
+    if family in ("mistral", "gemma3_text"):
+        options |= {"sliding_window": 6}
+    if family == "gpt2":
+        options = {k: options[k] for k in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
+        options |= {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 40}
     return AutoConfig.for_model(family, **(options | changes))
 
 
@@ -123,6 +150,14 @@ def tiny_backbone(family: str = "bert", **changes):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model
+
+
+def save_tiny(folder: Path, family: str = "bert", tokenizer=None, **changes) -> str:
+    """A plain pretrained model, as one that is downloaded."""
+    tiny_backbone(family, **changes).save_pretrained(folder)
+    default = tiny_decoder_tokenizer() if family in DECODERS else tiny_tokenizer()
+    (tokenizer or default).save_pretrained(folder)
+    return str(folder)
 
 
 def fails(call, *words):
