@@ -72,7 +72,7 @@ TINY = {
     "max_position_embeddings": 40,
 }
 
-# Llama, Qwen, Mistral (with local attention), Gemma (local and global), Phi, and absolute positions.
+# Some with local attention (Mistral, Gemma), one with absolute positions (GPT-2).
 DECODERS = ("llama", "qwen3", "mistral", "gemma3_text", "phi3", "phi", "gpt2")
 
 
@@ -134,7 +134,9 @@ def tiny_config(family: str, **changes):
     if family in ("mistral", "gemma3_text"):
         options |= {"sliding_window": 6}
     if family == "gpt2":
-        options = {k: options[k] for k in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")}
+        options = {
+            k: options[k] for k in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+        }
         options |= {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 40}
     return AutoConfig.for_model(family, **(options | changes))
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
+from simcse_trainer.model.layout import MODEL_FILES
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "checkpoint_files.json"
@@ -49,11 +51,14 @@ def publish(staged: Path, final: Path) -> None:
 def move_files(staged: Path, folder: Path) -> None:
     """Move all files of a folder into another, each replaced at once.
 
-    Module folders (`2_Dense`) of a model that was there before, and that this one lacks, go.
+    What was there of an earlier model, and this one lacks, goes: a head or an adapter that were
+    left would be loaded.
     """
-    for module in folder.glob("[0-9]_*"):
-        if not (staged / module.name).exists():
-            shutil.rmtree(module)
+    for path in [path for pattern in MODEL_FILES for path in folder.glob(pattern)]:
+        if not (staged / path.relative_to(folder)).exists():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
     for path in sorted(staged.rglob("*")):
         if path.is_file():
             target = folder / path.relative_to(staged)

@@ -18,12 +18,17 @@ from simcse_trainer.data.schema import resolve_text_columns
 from simcse_trainer.data.tokenization import INPUT_IDS
 from simcse_trainer.evaluation.plots import can_draw_training_curve
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS
-from simcse_trainer.hub.facts import CardFacts, EvaluatedOn
+from simcse_trainer.hub.facts import LOADERS, CardFacts, EvaluatedOn
 from simcse_trainer.hub.metadata import is_repo_id
+from simcse_trainer.hub.model_card import render_card
+from simcse_trainer.model.adapters import base_of, has_adapter
+from simcse_trainer.model.decoders import is_bidirectional
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.packaged import PACKAGED_MODELS
 from simcse_trainer.model.pooling import LAYER_PAIRS
-from simcse_trainer.model.saving import has_tanh_pooler
+from simcse_trainer.model.prompts import prompt_of
+from simcse_trainer.model.quantization import bits_of
+from simcse_trainer.model.saving import choose_lora_save, has_tanh_pooler
 from simcse_trainer.provenance import describe_hardware, find_commit, read_emissions
 from simcse_trainer.version import __version__
 
@@ -101,12 +106,15 @@ def take_examples(
     )
 
 
-def collect_facts(trainer: Any, model_id: str | None = None) -> CardFacts:
+def collect_facts(
+    trainer: Any, model_id: str | None = None, *, in_checkpoint: bool = False
+) -> CardFacts:
     """All that is known of a trainer's run, at any time before, during and after training.
 
     Args:
         trainer: A `SimCSETrainer`.
         model_id: What users will load; by default `hub_model_id`, else `output_dir`.
+        in_checkpoint: The card is of a checkpoint, which holds an adapter as it is.
     """
     args, state, said = trainer.args, trainer.state, trainer.description
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
@@ -121,7 +129,7 @@ def collect_facts(trainer: Any, model_id: str | None = None) -> CardFacts:
     sized = trainer.train_dataset is not None and hasattr(trainer.train_dataset, "__len__")
     return CardFacts(
         model_id=str(model_id or trainer.hub_model_id or args.hub_model_id or args.output_dir),
-        **_describe_model(model),
+        **_describe_model(model, "adapter" if in_checkpoint else args.lora_save),
         base_model=_find_base_model(said.model_name or str(model.config._name_or_path or "")),
         objective=_OBJECTIVES.get(min(trainer.views, 3), ""),
         language=list(args.language),
@@ -193,7 +201,17 @@ def _describe_options(args: SimCSETrainingArguments) -> dict[str, Any]:
     return always | changed
 
 
-def _describe_model(model: Any) -> dict[str, Any]:
+def write_merged_card(model: SimCSEModel, folder: Path) -> None:
+    """The card of an adapter that was merged after its run, from what the model itself says."""
+    base = model.base_weights.name if model.base_weights else ""
+    facts = CardFacts(
+        model_id=str(folder), **_describe_model(model, "merged"), base_model=_find_base_model(base)
+    )
+    (folder / "README.md").write_text(render_card(facts), encoding="utf-8")
+
+
+def _describe_model(model: SimCSEModel, lora_save: str | None) -> dict[str, Any]:
+    form = choose_lora_save(model, lora_save) if has_adapter(model.backbone) else None
     at_inference = model.head is not None and model.mlp_only_train is False
     by_cls = model.pooling_mode == "cls"
     module = 3 if model.pooling_mode in LAYER_PAIRS else 2
@@ -203,9 +221,22 @@ def _describe_model(model: Any) -> dict[str, Any]:
         "max_seq_length": model.max_seq_length,
         "projection_head": _HEADS[model.mlp_only_train is not False if model.head else None],
         "head_folder": f"{module}_Dense" if at_inference else "",
-        "pooler_output": at_inference and by_cls and has_tanh_pooler(model.backbone),
+        "pooler_output": at_inference
+        and by_cls
+        and form != "adapter"
+        and has_tanh_pooler(base_of(model.backbone)),
         "pads_left": getattr(model.tokenizer, "padding_side", "right") == "left",
+        "prompt": prompt_of(model.tokenizer) or "",
+        "loaders": _find_loaders(model) if form == "adapter" else LOADERS,
+        "base_model_relation": {None: "finetune", "adapter": "adapter"}.get(form, "merge"),
     }
+
+
+def _find_loaders(model: SimCSEModel) -> Sequence[str]:
+    """Of an adapter; `AutoModel` puts it on the base model as that is."""
+    if is_bidirectional(model.config):
+        return LOADERS[1:2]
+    return LOADERS[:2] if bits_of(base_of(model.backbone)) else LOADERS
 
 
 _HEADS = {None: "none", True: "in training only", False: "linear and tanh"}

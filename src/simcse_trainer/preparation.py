@@ -16,7 +16,7 @@ from simcse_trainer.data.loading import prepare_dataset
 from simcse_trainer.data.pairs import check_scored_pairs
 from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
 from simcse_trainer.errors import InputError
-from simcse_trainer.model.adapters import has_adapter
+from simcse_trainer.model.adapters import has_adapter, has_adapter_dropout
 from simcse_trainer.model.batching import build_batch
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.saving import choose_lora_save
@@ -115,7 +115,8 @@ def check_noise(model: SimCSEModel, views: int) -> None:
     Raises:
         InputError: They are equal.
     """
-    if views > 1:
+    # An adapter's output is zero at first, and its noise with it.
+    if views > 1 or has_adapter_dropout(model.backbone):
         return
     was_training = model.training
     model.train()

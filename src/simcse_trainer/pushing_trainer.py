@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from simcse_trainer.describing import Examples, RunDescription, collect_facts
 from simcse_trainer.errors import InputError
@@ -94,8 +94,9 @@ class PushingTrainer(SafeTrainer):
         """
         if not self.is_world_process_zero():
             return
-        facts = collect_facts(self, model_id)
         path = Path(folder or str(self.args.output_dir))
+        in_checkpoint = path.name.startswith(PREFIX_CHECKPOINT_DIR)
+        facts = collect_facts(self, model_id, in_checkpoint=in_checkpoint)
         path.mkdir(parents=True, exist_ok=True)
         if figure and facts.figure:
             draw_training_curve(self.state.log_history, path / TRAINING_CURVE)

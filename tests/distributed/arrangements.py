@@ -24,6 +24,7 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
 from simcse_trainer.checkpoints import what_is_torn
 from simcse_trainer.data.collator import SimCSECollator
+from simcse_trainer.model.adapters import add_adapter, base_of, lora_config
 from simcse_trainer.model.batching import split_batch
 from simcse_trainer.model.heads import MLMHead, ProjectionHead
 from simcse_trainer.objective.mlm import MaskedTokens
@@ -34,6 +35,7 @@ KINDS = {
     "pairs": {"views": 2},
     "hard negatives": {"views": 4, "hard_negative_weight": 0.7},
     "mlm": {"views": 2, "mlm_weight": 0.3},
+    "adapted decoder": {"views": 3},
 }
 # Sentences per forward pass; None is the plain step.
 CHUNKS = [None, "1", "3", "8", "1000"]
@@ -150,7 +152,8 @@ def sharded(rank: int, world: int, port: int) -> None:
         expected = step(build(kind, False, None, gather=False), rows)
         trainer = build(kind, True, chunk)
         mesh = init_device_mesh("cpu", (world,))
-        for layer in trainer.model.backbone.encoder.layer:
+        base = base_of(trainer.model.backbone)
+        for layer in base.layers if hasattr(base, "layers") else base.encoder.layer:
             fully_shard(layer, mesh=mesh)
         fully_shard(trainer.model, mesh=mesh)
         half = ROWS // world
@@ -232,19 +235,9 @@ def build(
     kind: str, padding_free: bool, chunk: str | None, *, gather: bool = True, dropout: float = 0.0
 ) -> SimCSETrainer:
     options = {name: value for name, value in KINDS[kind].items() if name != "views"}
-    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    config = tiny_config("bert", initializer_range=0.2, **rates)
     torch.manual_seed(0)
-    model = SimCSEModel(
-        AutoModel.from_config(config, add_pooling_layer=False).double(),
-        tiny_tokenizer(),
-        head=ProjectionHead(TINY["hidden_size"], std=0.2).double(),
-        mlp_only_train=True,
-        mlm_head=MLMHead(AutoModelForMaskedLM.from_config(config)).double()
-        if kind == "mlm"
-        else None,
-        padding_free=padding_free,
-    )
+    make = build_decoder if kind == "adapted decoder" else build_encoder
+    model = make(dropout, padding_free, mlm=kind == "mlm")
     args = SimCSETrainingArguments(
         output_dir=tempfile.gettempdir(),
         use_cpu=True,
@@ -258,6 +251,38 @@ def build(
     trainer.current_gradient_accumulation_steps = 1
     trainer._mask = mask_by_value
     return trainer
+
+
+def build_encoder(dropout: float, padding_free: bool, *, mlm: bool) -> SimCSEModel:
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = tiny_config("bert", initializer_range=0.2, **rates)
+    return SimCSEModel(
+        AutoModel.from_config(config, add_pooling_layer=False).double(),
+        tiny_tokenizer(),
+        head=ProjectionHead(TINY["hidden_size"], std=0.2).double(),
+        mlp_only_train=True,
+        mlm_head=MLMHead(AutoModelForMaskedLM.from_config(config)).double() if mlm else None,
+        padding_free=padding_free,
+    )
+
+
+def build_decoder(dropout: float, padding_free: bool, *, mlm: bool) -> SimCSEModel:
+    """Attends to both sides, frozen under LoRA, with a head that trains beside it."""
+    assert not mlm
+    config = tiny_config("qwen3", initializer_range=0.2)
+    config.is_causal = False
+    backbone = add_adapter(AutoModel.from_config(config), lora_config(r=3, dropout=dropout))
+    for name, parameter in backbone.named_parameters():
+        if "lora_B" in name:  # zero at first, which would hide A's gradient
+            torch.nn.init.normal_(parameter, std=0.2)
+    return SimCSEModel(
+        backbone.double(),
+        tiny_tokenizer(),
+        pooling_mode="mean",
+        head=ProjectionHead(TINY["hidden_size"], std=0.2).double(),
+        mlp_only_train=False,
+        padding_free=padding_free,
+    )
 
 
 def mask_by_value(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:

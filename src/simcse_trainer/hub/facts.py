@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+# What a model can be loaded with, as its card calls them.
+LOADERS = ("sentence-transformers", "simcse-trainer", "transformers")
+
 
 @dataclass(frozen=True)
 class EvaluatedOn:
@@ -35,6 +38,8 @@ class CardFacts:
         head_folder: Folder of the head in the model's, where inference uses it.
         pooler_output: `AutoModel` gives the embedding under this name.
         pads_left: The tokenizer pads on the left.
+        prompt: The template around every text, which the tokenizer applies.
+        loaders: Of `LOADERS`, those that give the model's embeddings.
         base_model: Name on the Hub of the model that training started from.
         base_model_relation: finetune, adapter or merge.
         objective: Such as "supervised, with hard negatives".
@@ -72,6 +77,8 @@ class CardFacts:
     head_folder: str = ""
     pooler_output: bool = False
     pads_left: bool = False
+    prompt: str = ""
+    loaders: Sequence[str] = LOADERS
     base_model: str = ""
     base_model_relation: str = "finetune"
     objective: str = ""

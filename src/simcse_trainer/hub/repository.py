@@ -21,6 +21,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from simcse_trainer.evaluation.plots import TRAINING_CURVE
 from simcse_trainer.hub.failures import HubFailure
+from simcse_trainer.model.layout import MODEL_FILES
 
 TRAINING_STATE = "training-state"
 SHA256 = "sha256.json"
@@ -29,7 +30,7 @@ SHA256 = "sha256.json"
 # that there is progress to show and less to repeat.
 _LARGE = 100 * 2**20
 # What an earlier push may have left and this folder lacks; other files there are not ours.
-_OURS = ("[0-9]*_*/*", "*.safetensors", "*.safetensors.index.json", TRAINING_CURVE)
+_OURS = (*MODEL_FILES, TRAINING_CURVE)
 
 Report = Callable[[int, int], None]
 

@@ -63,6 +63,12 @@ def has_adapter(backbone: nn.Module) -> bool:
     return hasattr(backbone, "get_base_model")
 
 
+def has_adapter_dropout(backbone: nn.Module) -> bool:
+    """Whether an adapter's input has dropout."""
+    dropouts = (m for n, m in backbone.named_modules() if ".lora_dropout." in n)
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in dropouts)
+
+
 def base_of(backbone: Any) -> PreTrainedModel:
     """The backbone itself, without the adapter around it."""
     base: PreTrainedModel = backbone.get_base_model() if has_adapter(backbone) else backbone

@@ -32,6 +32,21 @@ DENSE = "sentence_transformers.models.Dense"
 # No such class: sentence-transformers names it in its error, and gives no wrong embedding.
 REFUSED = "simcse_trainer.BidirectionalAdapterToBeMergedFirst"
 
+# What of a model's folder would be in the way of another model's: which of these there are says
+# how the folder is to be loaded.
+MODEL_FILES = (
+    "config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "simcse_adapter.json",
+    "modules.json",
+    "[0-9]*_*/*",
+    "lora/*",
+    "adapter/*",
+)
+
 # The flags of Pooling's oldest form. "mean_sqrt_len_tokens" has no counterpart here.
 _POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -72,6 +87,7 @@ def write_layout(
     hidden_size: int,
     num_layers: int,
     transformer: str = TRANSFORMER,
+    quantization: dict[str, Any] | None = None,
 ) -> None:
     """Write everything but the backbone and the tokenizer.
 
@@ -81,6 +97,7 @@ def write_layout(
         hidden_size: D of the backbone.
         num_layers: Layers of the backbone.
         transformer: The class that is to load the backbone.
+        quantization: How it is to be quantised, as `from_pretrained` takes it.
     """
     modules = [("", transformer)]
 
@@ -120,10 +137,10 @@ def write_layout(
             for i, (path, kind) in enumerate(modules)
         ],
     )
-    _write_json(
-        folder / "sentence_bert_config.json",
-        {"max_seq_length": layout.max_seq_length, "do_lower_case": False},
-    )
+    reading: dict[str, Any] = {"max_seq_length": layout.max_seq_length, "do_lower_case": False}
+    if quantization:
+        reading["model_args"] = {"quantization_config": quantization}
+    _write_json(folder / "sentence_bert_config.json", reading)
     _write_json(
         folder / "config_sentence_transformers.json",
         {"prompts": layout.prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ def quantized_loading(
         )
     if device is None:
         device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    # It says at every layer of every step that it computes in float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if bits == 8:
         quantized = BitsAndBytesConfig(load_in_8bit=True)
     else:
@@ -44,12 +47,18 @@ def quantized_loading(
 
 def bits_of(backbone: Any) -> int | None:
     """In how many bits a backbone was loaded; None: not quantised."""
-    config = getattr(backbone, "quantization_config", None) or getattr(
-        backbone.config, "quantization_config", None
-    )
+    config = getattr(backbone.config, "quantization_config", None)
     if not isinstance(config, BitsAndBytesConfig):
         return None
     return 4 if config.load_in_4bit else 8
+
+
+def describe_quantization(backbone: Any) -> dict[str, Any] | None:
+    """As JSON, for other loaders; None: not quantised."""
+    if bits_of(backbone) is None:
+        return None
+    described: dict[str, Any] = backbone.config.quantization_config.to_dict()
+    return described
 
 
 def keep_differentiable(backbone: Any) -> None:

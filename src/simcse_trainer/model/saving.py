@@ -24,7 +24,7 @@ from simcse_trainer.model.layout import REFUSED, TRANSFORMER, Layout, read_layou
 from simcse_trainer.model.loading import load_model
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.pooling import LAYER_PAIRS
-from simcse_trainer.model.quantization import bits_of
+from simcse_trainer.model.quantization import bits_of, describe_quantization
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +155,7 @@ def _write(
         hidden_size=model.config.hidden_size,
         num_layers=model.config.num_hidden_layers,
         transformer=REFUSED if refused else TRANSFORMER,
+        quantization=describe_quantization(base_of(model.backbone)) if as_adapter else None,
     )
     if training_heads:
         _save_training_heads(model, folder, state)

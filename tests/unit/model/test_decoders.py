@@ -36,7 +36,9 @@ class TestFamilies:
         packed = SimCSEModel.from_pretrained(source, **options)
         padded = SimCSEModel.from_pretrained(source, padding_free=False, **options)
         assert packed.padding_free
-        assert packed.pooling_mode == padded.pooling_mode == ("mean" if bidirectional else "lasttoken")
+        assert (
+            packed.pooling_mode == padded.pooling_mode == ("mean" if bidirectional else "lasttoken")
+        )
         torch.testing.assert_close(
             packed.encode(sentences), padded.encode(sentences), rtol=1e-5, atol=1e-5
         )

@@ -97,7 +97,9 @@ def test_a_prompt_without_its_place_is_refused(prompt):
 def test_a_second_prompt_is_refused_and_the_same_is_taken_once():
     tokenizer = apply_prompt(tiny_tokenizer(), "big {text}", append_eos=False)
     assert apply_prompt(tokenizer, "big {text}", append_eos=False) is tokenizer
-    fails(lambda: apply_prompt(tokenizer, "red {text}", append_eos=False), "red {text}", "big {text}")
+    fails(
+        lambda: apply_prompt(tokenizer, "red {text}", append_eos=False), "red {text}", "big {text}"
+    )
 
 
 def test_a_model_without_an_end_token_is_refused():

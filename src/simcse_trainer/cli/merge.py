@@ -1,0 +1,35 @@
+"""`simcse-trainer merge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLE = "simcse-trainer merge outputs/sup_qwen3_0.6b_lora outputs/sup_qwen3_0.6b"
+
+
+def merge(
+    adapter: Annotated[str, typer.Argument(help="A folder with an adapter, or a name on the Hub.")],
+    output: Annotated[Path, typer.Argument(help="A new folder for the merged model.")],
+    base_model: Annotated[
+        str | None,
+        typer.Option(help="The adapter's base model, where it is not where it was."),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of the adapter on the Hub.")] = None,
+) -> None:
+    """Add an adapter to the weights it was trained on: a model that everything loads."""
+    from simcse_trainer.describing import write_merged_card
+    from simcse_trainer.errors import InputError
+    from simcse_trainer.model.adapters import has_adapter
+    from simcse_trainer.model.loading import load_model
+
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is there already; pass the name of a new folder.")
+    model = load_model(adapter, base_model=base_model, revision=revision, dequantize=True)
+    if not has_adapter(model.backbone):
+        raise InputError(f"'{adapter}' holds no adapter: it can be used as it is.")
+    model.save_pretrained(output, lora_save="merged")
+    write_merged_card(model, output)
+    typer.echo(f"The merged model is in {output}.")
