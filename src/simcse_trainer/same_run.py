@@ -13,6 +13,9 @@ from datasets import Dataset, IterableDataset
 
 from simcse_trainer.data.tokenization import INPUT_IDS
 from simcse_trainer.errors import InputError
+from simcse_trainer.model.adapters import base_of, describe_adapter
+from simcse_trainer.model.decoders import is_bidirectional
+from simcse_trainer.model.quantization import bits_of
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,9 @@ def identify_run(
             "vocab_size": config.vocab_size,
             "pooling_mode": model.pooling_mode,
             "projection_head": model.head is not None,
+            "bidirectional_attention": is_bidirectional(config) or None,
+            "bits": bits_of(base_of(model.backbone)),
+            "adapter": describe_adapter(model.backbone),
         },
         "data": _identify_data(dataset),
         "batch": {

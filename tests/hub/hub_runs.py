@@ -19,7 +19,13 @@ OTHER_TOKEN = "hf_writeTokenOfOther012345"
 
 
 def build(
-    folder: Path, *, train_dataset=UNSUPERVISED, eval_dataset=None, callbacks=None, **options
+    folder: Path,
+    *,
+    model=None,
+    train_dataset=UNSUPERVISED,
+    eval_dataset=None,
+    callbacks=None,
+    **options,
 ):
     defaults = {
         "push_to_hub": True,
@@ -34,7 +40,7 @@ def build(
     }
     args = build_args(folder, **(defaults | options))
     return SimCSETrainer(
-        build_model(),
+        model or build_model(),
         args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,

@@ -2,12 +2,15 @@
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import fails, save_tiny
 from datasets import Dataset
+from test_card import RUNNER
 from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args
 from transformers import AutoModel
 
@@ -272,3 +275,53 @@ def test_full_fine_tuning_of_a_checkpoint_in_half_precision_keeps_float32(comman
     trained = {p.dtype for p in adapted.parameters() if p.requires_grad}
     assert trained == {torch.float32}
     assert json.loads((tmp_path / "run/config.json").read_text())["dtype"] == "float32"
+
+
+def test_snippets_of_the_card_run_as_printed_and_agree(tmp_path, monkeypatch):
+    pytest.importorskip("sentence_transformers")
+    monkeypatch.chdir(tmp_path)
+    texts, expected = ["a man is eating the food on big mat", "dog"], {}
+    forms = {
+        "encoder, supervised": ("adapter", "an adapter for", 3),
+        "decoder": ("adapter", "an adapter for", 3),
+        "decoder to both sides": ("merged", "an adapter merged into", 3),
+        "decoder in 4 bits": ("adapter", "an adapter for", 2),
+    }
+    for kind, (form, relation, snippets) in forms.items():
+        model = load(base_folder(Path(kind, "base").absolute(), kind), kind)
+        trainer = SimCSETrainer(model, build_args(Path(kind)), KINDS[kind][2])
+        trainer.description.model_name = "me/base"  # as if it had come from the Hub
+        trainer.train()
+        trainer.save_model()
+        trainer.create_model_card()
+        card = Path(kind, "README.md")
+        text = card.read_text(encoding="utf-8")
+        assert f"base_model_relation: {'adapter' if form == 'adapter' else 'merge'}" in text
+        assert relation in text
+        text = text.replace("A man is eating food.", texts[0])
+        card.write_text(text.replace("Someone is having a meal.", texts[1]), encoding="utf-8")
+        rows = torch.nn.functional.normalize(model.encode(texts), dim=-1)
+        expected[kind] = rows, snippets
+    command = [sys.executable, "-c", RUNNER, *forms]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(Path("found.json").read_text())
+    for kind, (rows, snippets) in expected.items():
+        assert len(found[kind]) == snippets, kind
+        # bitsandbytes computes 4 bits by another kernel where it may repack them, in AVX512-BF16.
+        limit = 2e-2 if "4 bits" in kind else 1e-5
+        for loaded in found[kind]:
+            torch.testing.assert_close(torch.tensor(loaded), rows, rtol=1e-4, atol=limit, msg=kind)
+
+
+def test_the_card_of_an_adapter_for_simcse_trainer_alone(tmp_path):
+    kind = "decoder to both sides"
+    model = load(base_folder(tmp_path / "base", kind), kind)
+    trainer = SimCSETrainer(model, build_args(tmp_path / "run", lora_save="adapter"), TRIPLETS)
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / "run/README.md").read_text(encoding="utf-8")
+    assert "Only simcse-trainer loads this adapter" in card
+    assert "simcse-trainer merge" in card
+    assert "from sentence_transformers" not in card
+    assert "AutoModel" not in card

@@ -4,10 +4,11 @@ import json
 import logging
 
 import pytest
-from conftest import tiny_backbone, tiny_tokenizer
+from conftest import fails, tiny_backbone, tiny_tokenizer
 from datasets import Dataset
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainingArguments
+from simcse_trainer.model.adapters import add_adapter, lora_config
 from simcse_trainer.same_run import RUN_FILE, check_same_run, identify_run, write_run
 
 ROWS = [[[2, 5, 3], [2, 6, 7, 3]], [[2, 8, 3], [2, 9, 3]], [[2, 5, 3], [2, 5, 3]]]
@@ -70,3 +71,21 @@ def test_other_options_are_named(checkpoint, tmp_path, caplog):
 def test_a_checkpoint_that_says_nothing_passes(checkpoint, tmp_path):
     (checkpoint / RUN_FILE).write_text(json.dumps({})[:1], encoding="utf-8")
     check_same_run(identify(tmp_path, ROWS[:2]), checkpoint, allow_mismatch=False)
+
+
+def test_an_adapter_of_other_strength_is_refused(tmp_path):
+    """Its weights are of the same shapes."""
+
+    def adapted(alpha):
+        backbone = add_adapter(tiny_backbone("bert"), lora_config(r=2, alpha=alpha))
+        model = SimCSEModel(backbone, tiny_tokenizer(), pooling_mode="mean")
+        return identify(tmp_path, model=model)
+
+    write_run(adapted(4), tmp_path)
+    check_same_run(adapted(4), tmp_path, allow_mismatch=False)
+    fails(
+        lambda: check_same_run(adapted(8), tmp_path, allow_mismatch=False),
+        "backbone adapter",
+        "'lora_alpha': 4",
+        "'lora_alpha': 8",
+    )

@@ -63,6 +63,15 @@ def has_adapter(backbone: nn.Module) -> bool:
     return hasattr(backbone, "get_base_model")
 
 
+def describe_adapter(backbone: Any) -> dict[str, Any] | None:
+    """What an adapter's weights do not tell of it; None without one."""
+    if not has_adapter(backbone):
+        return None
+    config = backbone.peft_config["default"]
+    names = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
+    return {name: getattr(config, name) for name in names}
+
+
 def has_adapter_dropout(backbone: nn.Module) -> bool:
     """Whether an adapter's input has dropout."""
     dropouts = (m for n, m in backbone.named_modules() if ".lora_dropout." in n)

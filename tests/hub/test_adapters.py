@@ -1,0 +1,67 @@
+"""Adapters to the Hub and back: small commits while training, then what everyone loads."""
+
+import torch
+from conftest import save_tiny
+from hub_runs import TOKEN, build
+from loopback import LoopbackHub
+from test_push import TEXTS, load
+from test_trainer import TRIPLETS
+from transformers import TrainerCallback
+
+from simcse_trainer import SimCSEModel, SimCSETrainer
+from simcse_trainer.hub.resume import download_training_state
+from simcse_trainer.model.adapters import lora_config
+
+
+class StopAfter(TrainerCallback):
+    """As a machine that is taken away."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def adapted(source: str) -> SimCSEModel:
+    torch.manual_seed(0)
+    lora = lora_config(r=2, dropout=0.2)
+    return SimCSEModel.from_pretrained(
+        source, lora=lora, bidirectional_attention=True, max_seq_length=20
+    )
+
+
+def trainer_of(folder, source, **options) -> SimCSETrainer:
+    return build(folder, train_dataset=TRIPLETS, model=adapted(source), **options)
+
+
+def test_adapters_while_training_and_the_merged_model_at_the_end(hub: LoopbackHub, tmp_path):
+    trainer = trainer_of(tmp_path / "out", save_tiny(tmp_path / "base", "qwen3"))
+    trainer.train()
+    trainer.save_model()
+    trainer.hub.finish()
+    at_step, at_end = (set(hub.repos["me/tiny"].files(name)) for name in ("step-4", "main"))
+    assert {"lora/adapter_model.safetensors", "simcse_adapter.json"} < at_step
+    assert "config.json" not in at_step
+    assert {"config.json", "model.safetensors"} < at_end
+    assert not {name for name in at_end if "adapter" in name or "lora" in name}
+    for revision, folder in (("step-4", "checkpoint-4"), (None, ".")):
+        local = SimCSEModel.from_pretrained(tmp_path / "out" / folder).encode(TEXTS)
+        found = load("SimCSEModel", "me/tiny", revision, HF_HOME=str(tmp_path / f"{revision}"))
+        torch.testing.assert_close(found, local, rtol=1e-6, atol=1e-6)
+
+
+def test_another_machine_goes_on_from_the_pushed_adapter(hub: LoopbackHub, tmp_path):
+    source = save_tiny(tmp_path / "base", "qwen3")
+    whole = trainer_of(tmp_path / "whole", source, push_to_hub=False)
+    whole.train()
+    stopped = trainer_of(tmp_path / "stopped", source, callbacks=[StopAfter(4)])
+    stopped.train()
+    checkpoint = download_training_state(
+        "me/tiny", tmp_path / "resumed", token=TOKEN, timeout_s=3.0, patience_s=30.0
+    )
+    resumed = trainer_of(tmp_path / "resumed", source, push_to_hub=False)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert resumed.state.global_step == 6
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
