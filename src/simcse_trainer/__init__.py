@@ -15,17 +15,26 @@ from simcse_trainer.version import __version__
 
 if TYPE_CHECKING:
     from simcse_trainer.arguments import SimCSETrainingArguments
+    from simcse_trainer.model.adapters import lora_config
     from simcse_trainer.model.modeling import SimCSEModel
     from simcse_trainer.trainer import SimCSETrainer
 
 # Imported when first asked for: loading a model needs no Trainer, asking the version no torch.
 _LAZY = {
+    "lora_config": "simcse_trainer.model.adapters",
     "SimCSEModel": "simcse_trainer.model.modeling",
     "SimCSETrainer": "simcse_trainer.trainer",
     "SimCSETrainingArguments": "simcse_trainer.arguments",
 }
 
-__all__ = ["InputError", "SimCSEModel", "SimCSETrainer", "SimCSETrainingArguments", "__version__"]
+__all__ = [
+    "InputError",
+    "SimCSEModel",
+    "SimCSETrainer",
+    "SimCSETrainingArguments",
+    "__version__",
+    "lora_config",
+]
 
 
 def __getattr__(name: str) -> Any:

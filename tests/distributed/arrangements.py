@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conftest import TINY, tiny_config, tiny_tokenizer
+from conftest import DECODERS, TINY, tiny_config, tiny_tokenizer
 from datasets import Dataset
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -70,6 +71,17 @@ def check_kind(kind: str, padding_free: bool, rank: int, splits: list[tuple[int,
         trainer = build(kind, padding_free, chunk)
         loss, gradients = step(trainer, rows[start : start + split[rank]], average=len(split) > 1)
         compare((loss, gradients), expected, f"{kind} {padding_free=} {chunk=} {split=}")
+
+
+def families(rank: int, world: int, port: int) -> None:
+    """Decoders of every family, adapted: the gradient of two processes is that of one."""
+    join(rank, world, port)
+    rows, half = examples(2), ROWS // world
+    for family in DECODERS:
+        expected = step(build(family, False, None, gather=False), rows)
+        found = step(build(family, True, None), rows[rank * half :][:half], average=True)
+        compare(found, expected, family, least=24)
+    dist.destroy_process_group()
 
 
 def train(rank: int, world: int, port: int, folder: str) -> None:
@@ -234,9 +246,11 @@ def examples(views: int, *, seed: int = 4) -> list[dict]:
 def build(
     kind: str, padding_free: bool, chunk: str | None, *, gather: bool = True, dropout: float = 0.0
 ) -> SimCSETrainer:
-    options = {name: value for name, value in KINDS[kind].items() if name != "views"}
+    options = {name: value for name, value in KINDS.get(kind, {}).items() if name != "views"}
     torch.manual_seed(0)
-    make = build_decoder if kind == "adapted decoder" else build_encoder
+    make = {"adapted decoder": build_decoder}.get(kind, build_encoder)
+    if kind in DECODERS:
+        make = partial(build_decoder, family=kind)
     model = make(dropout, padding_free, mlm=kind == "mlm")
     args = SimCSETrainingArguments(
         output_dir=tempfile.gettempdir(),
@@ -266,11 +280,16 @@ def build_encoder(dropout: float, padding_free: bool, *, mlm: bool) -> SimCSEMod
     )
 
 
-def build_decoder(dropout: float, padding_free: bool, *, mlm: bool) -> SimCSEModel:
+def build_decoder(
+    dropout: float, padding_free: bool, *, mlm: bool, family: str = "qwen3"
+) -> SimCSEModel:
     """Attends to both sides, frozen under LoRA, with a head that trains beside it."""
     assert not mlm
-    config = tiny_config("qwen3", initializer_range=0.2)
+    config = tiny_config(family, initializer_range=0.2)
     config.is_causal = False
+    for rate in ("attn_pdrop", "embd_pdrop", "resid_pdrop"):  # of GPT-2, which has dropout
+        if hasattr(config, rate):
+            setattr(config, rate, 0.0)
     backbone = add_adapter(AutoModel.from_config(config), lora_config(r=3, dropout=dropout))
     for name, parameter in backbone.named_parameters():
         if "lora_B" in name:  # zero at first, which would hide A's gradient

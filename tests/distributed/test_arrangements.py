@@ -27,6 +27,10 @@ def test_two_processes_with_a_sharded_model():
     in_two_processes(arrangements.sharded)
 
 
+def test_two_processes_with_decoders_of_every_family():
+    in_two_processes(arrangements.families)
+
+
 def test_two_processes_keep_the_best_model(tmp_path):
     in_two_processes(arrangements.keep_the_best, str(tmp_path))
 
