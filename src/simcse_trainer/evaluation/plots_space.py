@@ -124,13 +124,13 @@ def cosine_figure(
             # Each model's highest peak is as high as a row: a narrow cone would flatten the other.
             highest = max(max(row, default=0) for row in rows)
             for band, row in enumerate(rows):
+                if not row:
+                    continue
                 curve = [
                     (cosine, band + 0.88 * value / highest)
-                    for cosine, value in zip(grid, row, strict=False)
+                    for cosine, value in zip(grid, row, strict=True)
                     if value > highest / 200
                 ]
-                if not curve:
-                    continue
                 x, y = zip(*curve, strict=True)
                 if name == "model":
                     axis.fill_between(x, band, y, color=MODEL_FILL, linewidth=0, zorder=1.5)
