@@ -171,7 +171,7 @@ def place_labels(
             labelled.append(at)
 
 
-_DIRECTIONS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (0, -1), (1, -1), (-1, -1))
+_DIRECTIONS = ((1, 0), (0, 1), (1, 1), (-1, 1), (-1, 0), (0, -1), (1, -1), (-1, -1))
 
 
 def _annotate(axis: Any, label: Label, distance: float, right: int, up: int) -> Any:
