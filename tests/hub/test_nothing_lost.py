@@ -1,5 +1,6 @@
 """What the Trainer's own push loses without a word, a Hub that is down, and the token."""
 
+import json
 import logging
 import os
 import re
@@ -15,8 +16,9 @@ import torch
 from conftest import ROOT
 from hub_runs import READ_TOKEN, TOKEN, build, train
 from loopback import LoopbackHub
+from loopback_store import Blob
 from safetensors.torch import load_file
-from test_trainer import PAIRS
+from test_trainer import PAIRS, UNSUPERVISED
 from transformers import TrainerCallback
 
 from simcse_trainer import InputError
@@ -77,6 +79,44 @@ def test_rotation_does_not_take_away_what_is_being_pushed(hub: LoopbackHub, tmp_
     weights = {repo.files(tag)["model.safetensors"] for tag in repo.tags}
     assert len(weights) == 4, "each tag has the weights of its own step"
     assert trainer.hub.uploader.failure is None
+
+
+def test_what_the_hub_asks_to_wait_holds_for_newer_saves_too(hub: LoopbackHub, tmp_path):
+    hub.inject("commit", "429")  # Retry-After: 1
+    train(tmp_path / "out", hub_always_push=False, max_steps=12, callbacks=[Pause(0.1)])
+    commits = [request.time for request in hub.requests if request.stage == "commit"]
+    assert commits[1] - commits[0] >= 1.0
+    titles = [commit.title for commit in hub.repos["me/tiny"].commits()]
+    assert titles[0] == "step 12"
+    assert "step 2" not in titles, "a newer save took its place meanwhile"
+
+
+def test_the_end_waits_as_long_as_it_may_and_shows_it(hub: LoopbackHub, tmp_path, capfd, caplog):
+    hub.stall = 30.0
+    hub.inject("commit", "timeout", None)
+    ended = []
+    trainer = build(tmp_path / "out", disable_tqdm=False, hub_timeout_s=60, hub_final_timeout_s=3)
+    trainer.hub.finish = lambda finish=trainer.hub.finish: ended.append(
+        (time.monotonic(), finish(), time.monotonic())
+    )
+    trainer.train()
+    start, on_hub, end = ended[0]
+    assert not on_hub
+    assert 2.9 < end - start < 6
+    assert "Pushing to me/tiny" in capfd.readouterr().err
+    assert "not finished in 3 s. Finish with: simcse-trainer push" in caplog.text
+
+
+def test_a_figure_that_cannot_be_drawn_keeps_no_model_from_the_hub(
+    hub: LoopbackHub, tmp_path, monkeypatch
+):
+    (tmp_path / "broken/matplotlib").mkdir(parents=True)
+    (tmp_path / "broken/matplotlib/__init__.py").write_text("raise RuntimeError('no fonts')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    train(tmp_path / "out", eval_strategy="steps", eval_steps=2, eval_dataset={"stsb": PAIRS})
+    files = hub.repos["me/tiny"].files("step-6")
+    assert "model.safetensors" in files
+    assert "training_curve.png" not in files
 
 
 def test_a_hub_that_was_down_all_the_time_is_brought_up_to_date_by_one_command(
@@ -148,22 +188,38 @@ def test_what_the_command_refuses_is_one_line(words, expected, hub: LoopbackHub,
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_that_holds_the_token_is_not_pushed(hub: LoopbackHub, tmp_path):
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_a_folder_that_holds_the_token_is_not_pushed(by, hub: LoopbackHub, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     build(tmp_path / "out", push_to_hub=False).model.save_pretrained(folder)
     (folder / "notes.txt").write_text(f"export HF_TOKEN={TOKEN}\n", encoding="utf-8")
-    done = push_command(str(folder), "me/tiny", "--token", TOKEN)
+    if by == "environment":
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    words = ["--token", TOKEN] if by == "option" else []
+    done = push_command(str(folder), "me/tiny", *words)
     assert done.returncode == 2
     assert "notes.txt contains the Hub token" in done.stderr
     assert hub.count("commit") == 0
 
 
-def test_the_token_appears_nowhere(hub: LoopbackHub, tmp_path, capfd, caplog):
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_the_token_appears_nowhere(by, hub: LoopbackHub, tmp_path, capfd, caplog, monkeypatch):
     """Not in logs at debug level, files, the card, the repository or an exception."""
     logging.getLogger("simcse_trainer").setLevel(logging.DEBUG)
+    if by == "environment":
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    data = UNSUPERVISED.map(
+        lambda row, i: {"sent0": TOKEN if i == 1 else row["sent0"]}, with_indices=True
+    )
     try:
         with caplog.at_level(logging.DEBUG):
-            trainer = train(tmp_path / "out", log_level="debug", eval_dataset={"stsb": PAIRS})
+            trainer = train(
+                tmp_path / "out",
+                train_dataset=data,  # of which the card shows the first rows
+                log_level="debug",
+                eval_dataset={"stsb": PAIRS},
+                hub_token=TOKEN if by == "option" else None,
+            )
             trainer.save_model()
             trainer.hub.finish()
             hub.inject("commit", "500", None)
@@ -258,6 +314,21 @@ def test_an_altered_training_state_is_refused(path, hub: LoopbackHub, tmp_path):
     with pytest.raises(InputError, match=f"{path} differs from its checksum"):
         download_training_state("me/tiny", tmp_path / "new", token=TOKEN)
     assert not list((tmp_path / "new").glob("checkpoint-*"))
+
+
+def test_a_torn_training_state_is_refused(hub: LoopbackHub, tmp_path):
+    train(tmp_path / "out")
+    repo = hub.repos["me/tiny"]
+    whole = dict(repo.by_sha[repo.branches["training-state"]].files)
+    listed = json.loads(whole["sha256.json"].data)
+    listed["files"]["../escaped.txt"] = "0" * 64
+    outside = whole | {"sha256.json": Blob(json.dumps(listed).encode(), False)}
+    torn = {path: blob for path, blob in whole.items() if path != "optimizer.pt"}
+    for files, name in ((torn, "optimizer.pt"), (outside, "escaped.txt")):
+        repo.commit("training-state", "torn", files)
+        with pytest.raises(InputError, match=f"torn: .*{name} is listed"):
+            download_training_state("me/tiny", tmp_path / "new", token=TOKEN)
+        assert not list((tmp_path / "new").glob("checkpoint-*"))
 
 
 def test_a_repository_without_a_training_state_says_so(hub: LoopbackHub, tmp_path):
