@@ -85,22 +85,22 @@ class Uploader:
             HubFailure: A definite no: token, permission, name or metadata.
         """
         outcome: Future[None] = Future()
-        arguments = (request, patience_s, outcome)
-        threading.Thread(target=self._check, args=arguments, daemon=True).start()
+        earlier: list[HubFailure] = []
+        threading.Thread(target=self._check, args=(request, outcome, earlier), daemon=True).start()
         try:
             return outcome.result(patience_s)
-        except HubFailure as failure:
-            if _is_definite(failure):
-                raise
-            text = failure.text
+        except HubFailure as error:
+            failure = error
         except NoAnswer:
-            text = "no answer yet"
+            failure = earlier[0] if earlier else HubFailure("no answer yet")
             outcome.add_done_callback(self._tell_late)
+        if _is_definite(failure):
+            raise failure
         logger.warning(
             "The Hub could not be asked whether %s can be pushed to (%s). Training starts, and "
             "every save is tried anew.",
             self.repository,
-            text,
+            failure.text,
         )
 
     def submit(self, upload: Upload) -> None:
@@ -159,19 +159,15 @@ class Uploader:
         for upload in dropped:
             _discard(upload)
 
-    def _check(self, request: dict[str, str], patience_s: float, outcome: Future[None]) -> None:
-        start = time.monotonic()
+    def _check(
+        self, request: dict[str, str], outcome: Future[None], earlier: list[HubFailure]
+    ) -> None:
         try:
             try:
                 answer = self._process.call(request)
             except HubFailure as failure:
-                spent, wait = (
-                    time.monotonic() - start,
-                    delay(1, self._process.retry_unit_s, failure),
-                )
-                if 2 * spent + wait > patience_s:
-                    raise  # no time for another try
-                time.sleep(wait)
+                earlier.append(failure)
+                time.sleep(delay(1, self._process.retry_unit_s, failure))
                 answer = self._process.call(request)
             self.repository = answer["repository"]
             outcome.set_result(None)
@@ -222,8 +218,6 @@ class Uploader:
             else:
                 self.repository, self.failure = done["repository"], None
                 logger.info("%s is on the Hub: %s.", upload.name, self.repository)
-                return
-            if self._ended:
                 return
             wait = delay(attempt, self._process.retry_unit_s, self.failure)
             given_up = refusals == _REFUSALS
