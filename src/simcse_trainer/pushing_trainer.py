@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import get_token
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from simcse_trainer.describing import Examples, RunDescription, collect_facts
@@ -101,7 +102,7 @@ class PushingTrainer(SafeTrainer):
         if figure and facts.figure:
             draw_training_curve(self.state.log_history, path / TRAINING_CURVE)
         text = render_card(facts, self.card_template)
-        token = str(self.args.hub_token or "")
+        token = str(self.args.hub_token or get_token() or "")
         if len(token) > 7:  # wherever it slipped in; a shorter one is none, and may be a word
             text = text.replace(token, "***")
         (path / "README.md").write_text(text, encoding="utf-8")

@@ -23,6 +23,8 @@ import yaml
 from loopback_faults import CARRIED_OUT, Fault, Faults
 from loopback_store import Blob, Repository
 
+# The client's first try again, after a second, finds nobody either.
+REFUSED_S = 1.3
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".png")
 
 
@@ -165,9 +167,11 @@ class Handler(BaseHTTPRequestHandler):
         request = Request(self.command, self.path, stage, authorized, time.time())
         self.hub.requests.append(request)
         fault = self.hub.faults.take(stage)
-        if fault and fault.kind == "reset" and self.command in ("PUT", "POST"):
+        length = int(self.headers.get("Content-Length") or 0)
+        if fault and fault.kind == "reset" and length:
+            self.rfile.read(length // 2)
             return self.reset()
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.rfile.read(length)
         time.sleep(self.hub.delay)
         if (
             fault
@@ -196,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault.kind == "timeout":
                 self.hub.woken.wait(self.hub.stall)
             elif fault.kind == "refused":
-                self.hub.refuse_for(0.3)
+                self.hub.refuse_for(REFUSED_S)
             self.drop()
 
     def send(self, answer: Answer, fault: Fault | None) -> None:

@@ -2,7 +2,8 @@
 
 Not carried out: a status (429 comes with `Retry-After: 1`); `refused` (no answer, and no new
 connections for a moment); `timeout` (no answer until the client is long gone); `malformed` (status
-200 with something else; of a download, altered bytes); `reset` of an upload, before it was read.
+200 with something else; of a download, altered bytes); `reset` of a request in the middle of its
+body.
 Carried out: `reset` of a download in the middle of its bytes; `truncated` (half of the announced
 length, then the end); `slow` (the answer trickles); `lost_answer`.
 """
@@ -12,6 +13,9 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field
 
+STAGES = ("create", "preupload", "lfs_batch", "lfs_upload", "commit", "tag", "download")
+# What else is asked on the way there.
+OTHER_STAGES = ("whoami", "auth", "validate", "info", "tree", "refs", "branch", "verify")
 STATUSES = ("401", "403", "404", "409", "412", "413", "429", "500", "502", "503")
 KINDS = (*STATUSES, "refused", "reset", "timeout", "truncated", "malformed", "slow", "lost_answer")
 # The request takes effect although the client does not hear so.

@@ -3,24 +3,18 @@
 import logging
 import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-import torch
 from conftest import ROOT
 from hub_runs import READ_TOKEN, TOKEN, build, train
 from loopback import LoopbackHub
-from safetensors.torch import load_file
-from test_trainer import PAIRS
+from test_trainer import PAIRS, UNSUPERVISED
 from transformers import TrainerCallback
 
 from simcse_trainer import InputError
-from simcse_trainer.hub.resume import download_training_state
 
 COMMAND = "from simcse_trainer.cli import main; main()"
 
@@ -77,6 +71,44 @@ def test_rotation_does_not_take_away_what_is_being_pushed(hub: LoopbackHub, tmp_
     weights = {repo.files(tag)["model.safetensors"] for tag in repo.tags}
     assert len(weights) == 4, "each tag has the weights of its own step"
     assert trainer.hub.uploader.failure is None
+
+
+def test_what_the_hub_asks_to_wait_holds_for_newer_saves_too(hub: LoopbackHub, tmp_path):
+    hub.inject("commit", "429")  # Retry-After: 1
+    train(tmp_path / "out", hub_always_push=False, max_steps=12, callbacks=[Pause(0.1)])
+    commits = [request.time for request in hub.requests if request.stage == "commit"]
+    assert commits[1] - commits[0] >= 1.0
+    titles = [commit.title for commit in hub.repos["me/tiny"].commits()]
+    assert titles[0] == "step 12"
+    assert "step 2" not in titles, "a newer save took its place meanwhile"
+
+
+def test_the_end_waits_as_long_as_it_may_and_shows_it(hub: LoopbackHub, tmp_path, capfd, caplog):
+    hub.stall = 30.0
+    hub.inject("commit", "timeout", None)
+    ended = []
+    trainer = build(tmp_path / "out", disable_tqdm=False, hub_timeout_s=60, hub_final_timeout_s=3)
+    trainer.hub.finish = lambda finish=trainer.hub.finish: ended.append(
+        (time.monotonic(), finish(), time.monotonic())
+    )
+    trainer.train()
+    start, on_hub, end = ended[0]
+    assert not on_hub
+    assert 2.9 < end - start < 6
+    assert "Pushing to me/tiny" in capfd.readouterr().err
+    assert "not finished in 3 s. Finish with: simcse-trainer push" in caplog.text
+
+
+def test_a_figure_that_cannot_be_drawn_keeps_no_model_from_the_hub(
+    hub: LoopbackHub, tmp_path, monkeypatch
+):
+    (tmp_path / "broken/matplotlib").mkdir(parents=True)
+    (tmp_path / "broken/matplotlib/__init__.py").write_text("raise RuntimeError('no fonts')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    train(tmp_path / "out", eval_strategy="steps", eval_steps=2, eval_dataset={"stsb": PAIRS})
+    files = hub.repos["me/tiny"].files("step-6")
+    assert "model.safetensors" in files
+    assert "training_curve.png" not in files
 
 
 def test_a_hub_that_was_down_all_the_time_is_brought_up_to_date_by_one_command(
@@ -148,22 +180,38 @@ def test_what_the_command_refuses_is_one_line(words, expected, hub: LoopbackHub,
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_that_holds_the_token_is_not_pushed(hub: LoopbackHub, tmp_path):
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_a_folder_that_holds_the_token_is_not_pushed(by, hub: LoopbackHub, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     build(tmp_path / "out", push_to_hub=False).model.save_pretrained(folder)
     (folder / "notes.txt").write_text(f"export HF_TOKEN={TOKEN}\n", encoding="utf-8")
-    done = push_command(str(folder), "me/tiny", "--token", TOKEN)
+    if by == "environment":
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    words = ["--token", TOKEN] if by == "option" else []
+    done = push_command(str(folder), "me/tiny", *words)
     assert done.returncode == 2
     assert "notes.txt contains the Hub token" in done.stderr
     assert hub.count("commit") == 0
 
 
-def test_the_token_appears_nowhere(hub: LoopbackHub, tmp_path, capfd, caplog):
+@pytest.mark.parametrize("by", ["option", "environment"])
+def test_the_token_appears_nowhere(by, hub: LoopbackHub, tmp_path, capfd, caplog, monkeypatch):
     """Not in logs at debug level, files, the card, the repository or an exception."""
     logging.getLogger("simcse_trainer").setLevel(logging.DEBUG)
+    if by == "environment":
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    data = UNSUPERVISED.map(
+        lambda row, i: {"sent0": TOKEN if i == 1 else row["sent0"]}, with_indices=True
+    )
     try:
         with caplog.at_level(logging.DEBUG):
-            trainer = train(tmp_path / "out", log_level="debug", eval_dataset={"stsb": PAIRS})
+            trainer = train(
+                tmp_path / "out",
+                train_dataset=data,  # of which the card shows the first rows
+                log_level="debug",
+                eval_dataset={"stsb": PAIRS},
+                hub_token=TOKEN if by == "option" else None,
+            )
             trainer.save_model()
             trainer.hub.finish()
             hub.inject("commit", "500", None)
@@ -186,95 +234,3 @@ def test_the_token_appears_nowhere(hub: LoopbackHub, tmp_path, capfd, caplog):
     repo = hub.repos["me/tiny"]
     for sha in repo.by_sha:
         assert not [path for path, data in repo.files(sha).items() if TOKEN.encode() in data]
-
-
-RUN = """
-import os, sys
-sys.path[:0] = {paths!r}
-from pathlib import Path
-from hub_runs import build
-from transformers import TrainerCallback
-
-os.environ["HF_HUB_OFFLINE"] = "0"  # the tests' own setting
-
-class Kill(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 5:
-            trainer.hub.uploader.finish(60, show_progress=False)
-            os.kill(os.getpid(), 9)
-
-trainer = build(Path(sys.argv[1]), callbacks=[Kill()], max_steps=10, **{options!r})
-trainer.train()
-"""
-
-
-@pytest.mark.parametrize("best", [False, True])
-def test_a_killed_run_goes_on_elsewhere_from_the_hub_to_the_same_weights(
-    best, hub: LoopbackHub, tmp_path
-):
-    options = {"mlm_weight": 0.0}
-    if best:
-        options |= {
-            "eval_strategy": "steps",
-            "eval_steps": 2,
-            "eval_dataset": {"stsb": PAIRS},
-            "load_best_model_at_end": True,
-            "greater_is_better": False,
-        }
-    whole = train(tmp_path / "whole", push_to_hub=False, max_steps=10, **options)
-    out = tmp_path / "killed"
-    paths = [str(ROOT / "tests" / name) for name in (".", "integration", "hub")]
-    told = {name: value for name, value in options.items() if name != "eval_dataset"}
-    code = RUN.format(paths=paths, options=told)
-    if best:
-        code = code.replace("max_steps=10", "max_steps=10, eval_dataset={'stsb': PAIRS}")
-        code = (
-            "import sys; sys.path[:0] = "
-            + repr(paths)
-            + "\nfrom test_trainer import PAIRS\n"
-            + code
-        )
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    killed = subprocess.run([sys.executable, "-c", code, str(out)], env=environment, timeout=120)
-    assert killed.returncode == -signal.SIGKILL
-    shutil.rmtree(out)
-    checkpoint = download_training_state("me/tiny", tmp_path / "resumed", token=TOKEN)
-    assert checkpoint == tmp_path / "resumed/checkpoint-4"
-    resumed = build(tmp_path / "resumed", push_to_hub=False, max_steps=10, **options)
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    assert resumed.state.global_step == 10
-    for name, tensor in whole.model.state_dict().items():
-        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
-    if best:
-        assert whole.state.best_global_step == resumed.state.best_global_step
-
-
-@pytest.mark.parametrize("path", ["optimizer.pt", "model.safetensors", "trainer_state.json"])
-def test_an_altered_training_state_is_refused(path, hub: LoopbackHub, tmp_path):
-    train(tmp_path / "out")
-    repo = hub.repos["me/tiny"]
-    data = repo.files("training-state")[path]
-    repo.corrupt(path, "training-state", data[:-9] + b"x" + data[-8:])
-    with pytest.raises(InputError, match=f"{path} differs from its checksum"):
-        download_training_state("me/tiny", tmp_path / "new", token=TOKEN)
-    assert not list((tmp_path / "new").glob("checkpoint-*"))
-
-
-def test_a_repository_without_a_training_state_says_so(hub: LoopbackHub, tmp_path):
-    train(tmp_path / "out", hub_push_training_state=False)
-    with pytest.raises(InputError, match="resume_from_hub: me/tiny cannot be resumed from"):
-        download_training_state("me/tiny", tmp_path / "new", token=TOKEN)
-    with pytest.raises(InputError, match="'main' of me/tiny holds no training state"):
-        download_training_state("me/tiny@main", tmp_path / "new", token=TOKEN)
-
-
-def test_an_earlier_state_can_be_asked_for(hub: LoopbackHub, tmp_path):
-    train(tmp_path / "out")
-    earlier = hub.repos["me/tiny"].commits("training-state")[1]
-    assert earlier.title == "step 4"
-    source = f"me/tiny@{earlier.sha}"
-    checkpoint = download_training_state(source, tmp_path / "new", token=TOKEN)
-    assert checkpoint.name == "checkpoint-4"
-    first = load_file(checkpoint / "model.safetensors")
-    local = load_file(Path(tmp_path / "out/checkpoint-4/model.safetensors"))
-    assert all(torch.equal(first[name], local[name]) for name in local)

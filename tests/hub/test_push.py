@@ -2,14 +2,19 @@
 
 import json
 import re
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from hub_runs import TOKEN, build, run_python, train, weights
 from loopback import LoopbackHub
-from test_trainer import PAIRS, TRIPLETS
+from test_card import RUNNER
+from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args
 
 from simcse_trainer import InputError, SimCSEModel
+from simcse_trainer.hub.callback import HubCheckpointCallback
 
 LOADERS = {
     "SimCSEModel": """
@@ -62,14 +67,68 @@ def test_a_trained_model_loads_by_its_name_with_the_embeddings_of_its_folder(
         torch.testing.assert_close(found, local, atol=1e-6, rtol=0)
 
 
+REFUSE = """
+import json, sys
+name, revision, texts = "me/tiny", None, ["a"]
+for code in json.loads(sys.argv[1]):
+    try:
+        exec(code)
+    except Exception as error:
+        print(type(error).__name__, " ".join(str(error).split()))
+    else:
+        print("loaded")
+"""
+
+
 def test_a_private_repository_is_refused_without_a_token(hub: LoopbackHub, tmp_path):
-    train(tmp_path / "out", hub_private_repo=True)
-    code = (
-        "import sys; from simcse_trainer import SimCSEModel; SimCSEModel.from_pretrained('me/tiny')"
-    )
-    done = run_python(code)
-    assert done.returncode != 0
-    assert "me/tiny" in done.stderr
+    train(tmp_path / "out", hub_private_repo=True, max_steps=2)
+    before = len(hub.requests)
+    home = tmp_path / "empty"
+    done = run_python(REFUSE, json.dumps(list(LOADERS.values())), HF_HOME=str(home))
+    said = done.stdout.splitlines()
+    assert len(said) == len(LOADERS), done.stderr
+    assert all("me/tiny" in line for line in said), said
+    assert hub.requests[before:], "it was asked"
+    assert not any(request.authorized for request in hub.requests[before:])
+    assert not list(home.rglob("*.safetensors"))
+
+
+KOREAN = Dataset.from_dict(
+    {
+        "sent0": ["한 남자가 밥을 먹는다", "개가 달린다", "아이가 논다", "고양이가 잔다"] * 4,
+        "sent1": ["남자가 식사한다", "개 한 마리가 뛴다", "아이가 놀고 있다", "고양이는 잔다"] * 4,
+    }
+)
+KINDS = {
+    "unsupervised": (UNSUPERVISED, "en"),
+    "supervised": (TRIPLETS, "en"),
+    "korean": (KOREAN, "ko"),
+}
+
+
+def test_the_snippets_of_pushed_cards_run_as_printed(hub: LoopbackHub, tmp_path):
+    models = {}
+    for kind, (data, language) in KINDS.items():
+        out, name = tmp_path / "out" / kind, f"me/{kind}"
+        options = {"max_steps": 2, "language": [language], "hub_model_id": name}
+        models[kind] = train(out, train_dataset=data, **options).model
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "README.md").write_bytes(hub.repos[name].files()["README.md"])
+    assert hub.count("validate") >= 2 * len(KINDS), "the Hub was asked about the metadata"
+    found = tmp_path / "found.json"
+    code = RUNNER.replace("found.json", str(found))
+    home = str(tmp_path / "empty")
+    done = run_python(code, *(str(tmp_path / kind) for kind in KINDS), HF_HOME=home)
+    assert done.returncode == 0, done.stderr
+    rows = {Path(folder).name: rows for folder, rows in json.loads(found.read_text()).items()}
+    for kind, model in models.items():
+        card = (tmp_path / kind / "README.md").read_text(encoding="utf-8")
+        texts = json.loads(re.search(r"^texts = (\[.*\])$", card, re.MULTILINE)[1])
+        assert ("남자" in texts[0]) == (kind == "korean")
+        expected = torch.nn.functional.normalize(model.encode(texts), dim=-1)
+        assert len(rows[kind]) == 3
+        for loaded in rows[kind]:
+            torch.testing.assert_close(torch.tensor(loaded), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_each_save_is_one_commit_with_its_score_and_the_training_state_beside_it(
@@ -142,6 +201,32 @@ def test_a_card_that_the_hub_refuses_is_one_line_too(hub: LoopbackHub, tmp_path)
     trainer = build(tmp_path / "out")
     with pytest.raises(InputError, match=r'metadata: .*"license" must be a str'):
         trainer.hub.check_card("license: 5")
+
+
+def test_a_slow_hub_costs_less_than_ten_seconds_and_a_late_no_is_said(
+    hub: LoopbackHub, tmp_path, caplog
+):
+    hub.delay = 4.0
+    args = build_args(
+        tmp_path / "out", push_to_hub=True, hub_model_id="other/tiny", hub_token=TOKEN
+    )
+    start = time.monotonic()
+    callback = HubCheckpointCallback(args)
+    callback.check_card("license: mit")
+    assert time.monotonic() - start < 10
+    assert caplog.text.count("Training starts, and every save is tried anew") == 2
+    while time.monotonic() - start < 30 and "is not pushed until that is mended" not in caplog.text:
+        time.sleep(0.1)
+    assert "other/tiny cannot be pushed to: 403" in caplog.text
+    callback.uploader.end()
+
+
+def test_a_definite_no_of_a_slow_hub_is_still_an_error(hub: LoopbackHub, tmp_path):
+    hub.delay = 1.5
+    start = time.monotonic()
+    with pytest.raises(InputError, match="rights"):
+        build(tmp_path / "out", hub_model_id="other/tiny", hub_timeout_s=60.0)
+    assert time.monotonic() - start < 10
 
 
 def test_the_hub_offline_by_setting_is_said_at_once(hub: LoopbackHub, tmp_path, monkeypatch):

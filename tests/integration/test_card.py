@@ -237,6 +237,15 @@ class TestFromPython:
         trainer.create_model_card()
         assert "Energy" not in read(tmp_path)
 
+    def test_energy_as_codecarbon_writes_it(self, tmp_path):
+        pytest.importorskip("codecarbon", reason="pip install codecarbon")
+        args = build_args(tmp_path, report_to="codecarbon")
+        trainer = SimCSETrainer(build_model(), args, TRIPLETS)
+        trainer.train()
+        trainer.create_model_card()
+        assert re.search(r"\| Energy \| [\d.e-]+ kWh \|", read(tmp_path))
+        assert ModelCard(read(tmp_path)).data.co2_eq_emissions["source"] == "codecarbon"
+
     def test_a_base_model_of_the_hub_is_named_a_folder_is_not(self, tmp_path):
         trainer = SimCSETrainer(build_model(), build_args(tmp_path), TRIPLETS)
         for name, base in (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from huggingface_hub.errors import (
@@ -11,6 +13,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
 # Answers that say "not now". All other 4xx are about what was asked or who asked.
 _PASSING = {408, 409, 412, 425, 429}
@@ -85,6 +88,14 @@ def delay(attempt: int, unit_s: float, failure: HubFailure) -> float:
 
 
 def _wait(response: Any) -> float | None:
-    """`Retry-After` in seconds; its other form, a date, is left to the back-off."""
+    """Seconds that the answer asks to wait: `Retry-After`, or a spent `ratelimit`."""
+    limit = parse_ratelimit_headers(response.headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
     value = response.headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else None
+    if value.isdecimal():
+        return float(value)
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+    except ValueError:
+        return None

@@ -15,7 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    get_token,
+)
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
@@ -271,7 +277,7 @@ class HubRepository:
 
     def _refuse_token(self, paths: Iterable[Path]) -> None:
         """A log or an argument file of the user's that holds the token must not become public."""
-        token = (self.token or "").encode()
+        token = (self.token or get_token() or "").encode()
         for path in paths:
             if token and path.stat().st_size < _LARGE and token in path.read_bytes():
                 raise HubFailure(f"{path.name} contains the Hub token; remove it", refused=True)

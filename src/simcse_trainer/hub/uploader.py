@@ -7,6 +7,8 @@ import shutil
 import threading
 import time
 from collections import deque
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NoAnswer
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,7 @@ class Uploader:
         self._progress = (0, 0)
         self._changed = threading.Condition()
         self._ended = False
-        self._checked: HubFailure | bool = False
+        self._not_before = 0.0
         self._thread: threading.Thread | None = None
 
     def check(self, request: dict[str, str], *, patience_s: float) -> None:
@@ -82,26 +84,24 @@ class Uploader:
         Raises:
             HubFailure: A definite no: token, permission, name or metadata.
         """
-        self._checked = False
-        thread = threading.Thread(target=self._check, args=(request,), daemon=True)
-        thread.start()
-        thread.join(patience_s)
-        with self._changed:
-            outcome = self._checked
-        if (
-            isinstance(outcome, HubFailure)
-            and outcome.refused
-            and outcome.status in (400, 401, 403)
-        ):
-            raise outcome
-        if outcome is not True:
-            text = outcome.text if isinstance(outcome, HubFailure) else "no answer yet"
-            logger.warning(
-                "The Hub could not be asked whether %s can be pushed to (%s). Training starts, "
-                "and every save is tried anew.",
-                self.repository,
-                text,
-            )
+        outcome: Future[None] = Future()
+        earlier: list[HubFailure] = []
+        threading.Thread(target=self._check, args=(request, outcome, earlier), daemon=True).start()
+        try:
+            return outcome.result(patience_s)
+        except HubFailure as error:
+            failure = error
+        except NoAnswer:
+            failure = earlier[0] if earlier else HubFailure("no answer yet")
+            outcome.add_done_callback(self._tell_late)
+        if _is_definite(failure):
+            raise failure
+        logger.warning(
+            "The Hub could not be asked whether %s can be pushed to (%s). Training starts, and "
+            "every save is tried anew.",
+            self.repository,
+            failure.text,
+        )
 
     def submit(self, upload: Upload) -> None:
         """Queue an upload; one that waits is out of date now."""
@@ -142,9 +142,8 @@ class Uploader:
                     self._changed.wait(min(0.5, max(deadline - time.monotonic(), 0.0)))
                 bar.refresh()
         if not self.is_idle:
+            self.failure = self.failure or HubFailure(f"not finished in {timeout_s:g} s")
             self.end()
-            if self.failure is None:
-                self.failure = HubFailure(f"not finished in {timeout_s:g} s")
         else:
             self._process.rest()
         return self.failure
@@ -160,25 +159,36 @@ class Uploader:
         for upload in dropped:
             _discard(upload)
 
-    def _check(self, request: dict[str, str]) -> None:
-        outcome: HubFailure | bool = True
-        for _ in range(2):
+    def _check(
+        self, request: dict[str, str], outcome: Future[None], earlier: list[HubFailure]
+    ) -> None:
+        try:
             try:
-                self.repository = self._process.call(request)["repository"]
-                outcome = True
-                break
+                answer = self._process.call(request)
             except HubFailure as failure:
-                outcome = failure
-                time.sleep(self._process.retry_unit_s)
-        with self._changed:
-            self._checked = outcome
-            self._changed.notify_all()
+                earlier.append(failure)
+                time.sleep(delay(1, self._process.retry_unit_s, failure))
+                answer = self._process.call(request)
+            self.repository = answer["repository"]
+            outcome.set_result(None)
+        except Exception as error:
+            outcome.set_exception(error)
+
+    def _tell_late(self, outcome: Future[None]) -> None:
+        failure = outcome.exception()
+        if _is_definite(failure):
+            logger.warning(
+                "%s cannot be pushed to: %s. Training goes on, and is not pushed until that is "
+                "mended.",
+                self.repository,
+                failure,
+            )
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting and not self._ended:
-                    self._changed.wait()
+                while not self._ended and (not self._waiting or self._pause_s() > 0):
+                    self._changed.wait(self._pause_s() or None)
                 if self._ended:
                     return
                 upload = self._current = self._waiting.popleft()
@@ -200,13 +210,14 @@ class Uploader:
             try:
                 done = self._process.call(request, self._report)
             except HubFailure as failure:
+                if self._ended:
+                    return  # it failed because it was
                 attempt, refusals = attempt + 1, refusals + failure.refused
                 self.failure = failure
+                self._not_before = time.monotonic() + (failure.retry_after or 0.0)
             else:
                 self.repository, self.failure = done["repository"], None
                 logger.info("%s is on the Hub: %s.", upload.name, self.repository)
-                return
-            if self._ended:
                 return
             wait = delay(attempt, self._process.retry_unit_s, self.failure)
             given_up = refusals == _REFUSALS
@@ -223,6 +234,10 @@ class Uploader:
                 if given_up or self._replaced():
                     return
 
+    def _pause_s(self) -> float:
+        """What is left of the time that the Hub asked to wait, also for a newer upload."""
+        return max(self._not_before - time.monotonic(), 0.0)
+
     def _replaced(self) -> bool:
         return bool(self._waiting) and not self._keep_all
 
@@ -230,6 +245,11 @@ class Uploader:
         with self._changed:
             self._progress = (done, total)
             self._changed.notify_all()
+
+
+def _is_definite(failure: BaseException | None) -> bool:
+    """An answer about the token, the permission, the name or the metadata."""
+    return isinstance(failure, HubFailure) and failure.refused and failure.status in (400, 401, 403)
 
 
 def _discard(upload: Upload) -> None:

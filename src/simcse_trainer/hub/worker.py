@@ -23,6 +23,8 @@ from simcse_trainer.evaluation.plots import can_draw_training_curve, draw_traini
 from simcse_trainer.hub.failures import explain
 from simcse_trainer.hub.repository import FolderPush, HubRepository
 
+logger = logging.getLogger("simcse_trainer.hub.worker")
+
 
 def main() -> None:
     """Answer until the other side is gone; then finish what is under way, and end."""
@@ -46,7 +48,7 @@ def main() -> None:
                 result = _carry_out(repository, request, partial(_report, send))
             answer = {"result": result}
         except Exception as error:
-            logging.getLogger(__name__).debug("The request failed.", exc_info=True)
+            logger.debug("The request failed.", exc_info=True)
             answer = {"failure": explain(error).as_dict()}
         try:
             send(answer)
@@ -96,9 +98,12 @@ def _draw(figure: list[str] | None) -> None:
     """The training curve of a `trainer_state.json`, here where it costs training nothing."""
     if figure is None:
         return
-    log = json.loads(Path(figure[0]).read_text(encoding="utf-8"))["log_history"]
-    if can_draw_training_curve(log):
-        draw_training_curve(log, figure[1])
+    try:
+        log = json.loads(Path(figure[0]).read_text(encoding="utf-8"))["log_history"]
+        if can_draw_training_curve(log):
+            draw_training_curve(log, figure[1])
+    except Exception as error:  # a model without its figure is better on the Hub than not there
+        logger.error("The training curve could not be drawn: %s", explain(error).text)
 
 
 if __name__ == "__main__":

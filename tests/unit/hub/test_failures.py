@@ -1,5 +1,8 @@
 """Which failures are worth another try, and when."""
 
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+
 import pytest
 
 from simcse_trainer.hub.failures import HubFailure, delay, explain
@@ -32,7 +35,15 @@ def test_a_failure_is_one_line_and_keeps_what_the_answer_said():
     assert failure.text == "429 of some request"
     assert (failure.status, failure.retry_after) == (429, 17.0)
     assert HubFailure(**failure.as_dict()).as_dict() == failure.as_dict()
-    assert failed(429, **{"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}).retry_after is None
+
+
+def test_the_forms_in_which_an_answer_asks_to_wait():
+    soon = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=90), usegmt=True)
+    assert 85 < failed(503, **{"Retry-After": soon}).retry_after <= 90
+    assert failed(503, **{"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}).retry_after == 0
+    assert failed(429, ratelimit='"api";r=0;t=55').retry_after == 55
+    assert failed(429, ratelimit='"api";r=3;t=55').retry_after is None
+    assert failed(503, **{"Retry-After": "soon"}).retry_after is None
 
 
 def test_the_cause_of_the_clients_own_error_counts():
