@@ -12,6 +12,7 @@ The layout is that of sentence-transformers in its oldest form, which all its ve
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,14 @@ _POOLING_FLAGS = {
     "lasttoken": "pooling_mode_lasttoken",
     "weightedmean": "pooling_mode_weightedmean_tokens",
 }
+
+
+# What `Layout` can say, in order; cosines do not see whether the length is normalised.
+_MODULES = re.compile(r"Transformer (WeightedLayerPooling )?Pooling (Dense )?(Normalize )?")
+
+
+class UnsupportedModulesError(InputError):
+    """A folder of sentence-transformers that only sentence-transformers can compute."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +132,7 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
         None if there is no `modules.json`: a plain backbone.
 
     Raises:
-        InputError: The folder has modules that SimCSE cannot represent.
+        UnsupportedModulesError: The folder has modules that SimCSE cannot represent.
     """
 
     def read(filename: str, parse: Callable[[Path], Any] = _read_json) -> Any:
@@ -133,22 +142,26 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
     modules = read("modules.json")
     if modules is None:
         return None
-    pooling_mode, dense = "mean", None
-    layer_pair = None
-    for module in modules:
-        kind, path = module["type"].rsplit(".", 1)[-1], module["path"]
-        config: dict[str, Any] = (read(f"{path}/config.json") if path else None) or {}
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    # Only early versions wrote the backbone to a folder of its own.
+    if not _MODULES.fullmatch("".join(f"{kind} " for kind in kinds)) or modules[0]["path"]:
+        found = ", ".join(
+            module["path"] or kind for kind, module in zip(kinds, modules, strict=True)
+        )
+        raise UnsupportedModulesError(
+            f"'{name_or_path}' has the modules {found}; SimCSE models consist of Transformer, "
+            "Pooling, Dense and Normalize, the last two optional. Use another checkpoint."
+        )
+    pooling_mode, dense, layer_pair = "mean", None, None
+    for kind, module in zip(kinds[1:], modules[1:], strict=True):
+        path = module["path"]
+        config: dict[str, Any] = read(f"{path}/config.json") or {}
         if kind == "WeightedLayerPooling":
             layer_pair = _layer_pair(read(f"{path}/model.safetensors", load_file), name_or_path)
         elif kind == "Pooling":
             pooling_mode = _pooling_mode(config, name_or_path)
         elif kind == "Dense":
             dense = _dense(config, read(f"{path}/model.safetensors", load_file), name_or_path)
-        elif kind not in ("Transformer", "Normalize"):  # cosines do not see the length
-            raise InputError(
-                f"'{name_or_path}' has a module {kind} in modules.json; SimCSE models consist of "
-                "Transformer, Pooling, Dense and Normalize. Use another checkpoint."
-            )
     length = (read("sentence_bert_config.json") or {}).get("max_seq_length")
     return Layout(layer_pair or pooling_mode, length, dense)
 
@@ -176,7 +189,7 @@ def _pooling_mode(config: dict[str, Any], source: str) -> str:
         ]
     modes = [modes] if isinstance(modes, str) else list(modes)
     if len(modes) != 1 or modes[0] not in _POOLING_FLAGS:
-        raise InputError(
+        raise UnsupportedModulesError(
             f"'{source}' pools by {' + '.join(modes) or 'nothing'}; expected one of "
             f"{', '.join(_POOLING_FLAGS)}. Use another checkpoint."
         )
@@ -188,7 +201,7 @@ def _layer_pair(weights: dict[str, Tensor], source: str) -> str:
     for mode, pair in LAYER_PAIRS.items():
         if used == sorted(range(len(weights["layer_weights"]))[layer] for layer in pair):
             return mode
-    raise InputError(
+    raise UnsupportedModulesError(
         f"'{source}' averages the layers {used}; SimCSE knows {', '.join(LAYER_PAIRS)}. "
         "Use another checkpoint."
     )
@@ -199,7 +212,7 @@ def _dense(
 ) -> dict[str, Tensor]:
     activation = config.get("activation_function", "").rsplit(".", 1)[-1]
     if activation != "Tanh" or weights is None or "linear.bias" not in weights:
-        raise InputError(
+        raise UnsupportedModulesError(
             f"'{source}' has a Dense module with activation {activation or 'none'}; SimCSE's "
             "projection head is a linear layer with bias and Tanh, as safetensors. "
             "Use another checkpoint."

@@ -198,7 +198,7 @@ def test_a_module_that_simcse_cannot_represent(tmp_path):
     modules = json.loads((tmp_path / "modules.json").read_text())
     modules.append({"idx": 2, "name": "2", "path": "2_LSTM", "type": "x.models.LSTM"})
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(InputError, match=r"module LSTM.*Use another checkpoint"):
+    with pytest.raises(InputError, match=r"modules .*LSTM.*Use another checkpoint"):
         SimCSEModel.from_pretrained(tmp_path)
 
 
