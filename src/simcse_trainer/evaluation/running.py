@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 from simcse_trainer.data.pairs import load_texts
 from simcse_trainer.evaluation.models import load_readings
 from simcse_trainer.evaluation.published import find_backbone
-from simcse_trainer.evaluation.sts import SPACE_METRICS
-from simcse_trainer.evaluation.suite import Suite, encode_once, evaluate_suite
+from simcse_trainer.evaluation.sts import SPACE_METRICS, Encoder
+from simcse_trainer.evaluation.suite import Suite, encode_once, evaluate_suite, evaluate_whitened
 
 _PACKAGES = ("simcse-trainer", "torch", "transformers", "scikit-learn", "sentence-transformers")
 
@@ -78,24 +79,23 @@ def evaluate_model(
         options: For `load_readings`.
 
     Raises:
-        InputError: See `load_readings`, `load_texts` and `evaluate_suite`.
+        InputError: See `load_readings`, `load_texts` and `evaluate_transfer`.
     """
     fit_on = [] if whitening_file is None else load_texts(whitening_file)
     texts = [text for task in suite.texts().values() for text in task] + fit_on
+    ways: dict[str | None, Callable[[Encoder, Suite], dict[str, float]]] = {None: evaluate_suite}
+    if whitening:
+        ways["whitened"] = evaluate_whitened
+    if whitening_file is not None:
+        ways[f"whitened on {whitening_file.name}"] = partial(evaluate_whitened, fit_on=fit_on)
     for reading in load_readings(name_or_path, pooling_modes=pooling_modes, **options):
         start = time.perf_counter()
         encode = encode_once(reading.encode, texts)
         seconds = time.perf_counter() - start
-        kinds: list[tuple[str | None, dict[str, Any]]] = [(None, {})]
-        if whitening:
-            kinds.append(("whitened", {"whiten": True}))
-        if whitening_file is not None:
-            how: dict[str, Any] = {"whiten": True, "whiten_on": fit_on}
-            kinds.append((f"whitened on {whitening_file.name}", how))
-        for kind, options_of_it in kinds:
-            results = evaluate_suite(encode, suite, **options_of_it)
-            length, backbone = reading.max_seq_length, find_backbone(reading.config)
-            yield ResultRow(reading.pooling, kind, length, seconds, results, backbone)
+        length, backbone = reading.max_seq_length, find_backbone(reading.config)
+        for whitened, way in ways.items():
+            results = way(encode, suite)
+            yield ResultRow(reading.pooling, whitened, length, seconds, results, backbone)
 
 
 def write_results(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,44 +121,36 @@ def encode_once(encode: Encoder, texts: Iterable[str]) -> Encoder:
     return look_up
 
 
-def evaluate_suite(
-    encode: Encoder, suite: Suite, *, whiten: bool = False, whiten_on: Sequence[str] = ()
+def evaluate_suite(encode: Encoder, suite: Suite) -> dict[str, float]:
+    """What `evaluate_sts` and `evaluate_transfer` find."""
+    found = evaluate_sts(encode, suite.sts) if suite.sts else {}
+    return found | (evaluate_transfer(encode, suite.transfer) if suite.transfer else {})
+
+
+def evaluate_whitened(
+    encode: Encoder, suite: Suite, *, fit_on: Sequence[str] = ()
 ) -> dict[str, float]:
-    """What `evaluate_sts` and `evaluate_transfer` find.
+    """The same after whitening.
 
     Args:
         encode: Texts to embeddings [n, D]; asked for every text often: see `encode_once`.
         suite: The tasks.
-        whiten: Whiten the embeddings.
-        whiten_on: Fit that on these texts. By default each task has a map of its own, fitted on
-            its different texts (the "target" of Su et al. 2021), and so there is no one space
-            whose metrics could be told.
+        fit_on: Fit one map on these texts. By default each task has its own, fitted on its
+            different texts (the "target" of Su et al. 2021), and so there is no one space whose
+            metrics could be told.
     """
-    if not whiten:
-        return _evaluate(encode, suite)
-    if whiten_on:
-        return _evaluate(_whitened(encode, whiten_on), suite)
+    if fit_on:
+        return evaluate_suite(_whitened(encode, fit_on), suite)
     results: dict[str, float] = {}
     for name, texts in suite.texts().items():
         part = Suite(*({name: d[name]} if name in d else {} for d in (suite.sts, suite.transfer)))
-        found = _evaluate(_whitened(encode, texts), part)
+        found = evaluate_suite(_whitened(encode, texts), part)
         results |= {key: value for key, value in found.items() if key.startswith(f"{name}_")}
-    return results | averages(results)
-
-
-def averages(results: Mapping[str, float]) -> dict[str, float]:
-    """`avg_sts` of the correlations and `avg_transfer` of the accuracies, where there are any."""
-    found = {}
-    for name, ending in (("avg_sts", "_spearman"), ("avg_transfer", "_accuracy")):
+    for average, ending in (("avg_sts", "_spearman"), ("avg_transfer", "_accuracy")):
         scores = [value for key, value in results.items() if key.endswith(ending)]
         if scores:
-            found[name] = sum(scores) / len(scores)
-    return found
-
-
-def _evaluate(encode: Encoder, suite: Suite) -> dict[str, float]:
-    found = evaluate_sts(encode, suite.sts) if suite.sts else {}
-    return found | (evaluate_transfer(encode, suite.transfer) if suite.transfer else {})
+            results[average] = sum(scores) / len(scores)
+    return results
 
 
 def _whitened(encode: Encoder, texts: Sequence[str]) -> Encoder:
