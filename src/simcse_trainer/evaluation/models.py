@@ -6,6 +6,7 @@ and what only sentence-transformers can compute is computed by it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -79,7 +80,7 @@ def load_readings(
         headed = model.head is not None and model.mlp_only_train is False
         yield Reading(
             mode + (" + head" if headed else ""),
-            partial(model.encode, batch_size=batch_size),
+            partial(model.encode, batch_size=batch_size, show_progress_bar=_is_watched()),
             model.max_seq_length,
             model.config,
         )
@@ -109,7 +110,10 @@ def _through_sentence_transformers(
 
     def encode(texts: Sequence[str]) -> Tensor:
         found: Tensor = model.encode(
-            list(texts), batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False
+            list(texts),
+            batch_size=batch_size,
+            convert_to_tensor=True,
+            show_progress_bar=_is_watched(),
         )
         return found.cpu().float()
 
@@ -119,6 +123,10 @@ def _through_sentence_transformers(
 
 def _cause(error: UnsupportedModulesError) -> str:
     return str(error).removesuffix(" Use another checkpoint.")
+
+
+def _is_watched() -> bool:
+    return sys.stderr.isatty()
 
 
 def _device() -> torch.device:
