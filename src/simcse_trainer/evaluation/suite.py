@@ -23,6 +23,9 @@ from simcse_trainer.evaluation.transfer import (
 )
 from simcse_trainer.evaluation.whitening import fit_whitening
 
+# Endings of what there is of each task.
+_SCORES = ("_spearman", "_accuracy", "_f1")
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -70,7 +73,9 @@ def default_tasks(split: str, data_dir: str | None) -> list[str]:
             "with --tasks."
         )
     order = [*TASKS, *TRANSFER_TASKS]
-    return sorted(there, key=lambda name: (order.index(name) if name in order else 99, name))
+    return sorted(
+        there, key=lambda name: (order.index(name) if name in order else len(order), name)
+    )
 
 
 def load_suite(tasks: Sequence[str], *, split: str, data_dir: str | None) -> Suite:
@@ -145,8 +150,8 @@ def evaluate_whitened(
     for name, texts in suite.texts().items():
         part = Suite(*({name: d[name]} if name in d else {} for d in (suite.sts, suite.transfer)))
         found = evaluate_suite(_whitened(encode, texts), part)
-        results |= {key: value for key, value in found.items() if key.startswith(f"{name}_")}
-    for average, ending in (("avg_sts", "_spearman"), ("avg_transfer", "_accuracy")):
+        results |= {key: value for key, value in found.items() if key.endswith(_SCORES)}
+    for average, ending in zip(("avg_sts", "avg_transfer"), _SCORES, strict=False):
         scores = [value for key, value in results.items() if key.endswith(ending)]
         if scores:
             results[average] = sum(scores) / len(scores)
