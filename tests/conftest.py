@@ -41,6 +41,11 @@ def nli_dir() -> Path:
     return reference_data("SIMCSE_NLI_DIR", "data/nli")
 
 
+@pytest.fixture
+def transfer_dir() -> Path:
+    return reference_data("SIMCSE_TRANSFER_DIR", "data/transfer")
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -7,18 +7,46 @@ What it needs is imported inside the function: `--help` waits for no torch.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
-from simcse_trainer.cli import merge, push, report
+from simcse_trainer.cli import evaluate, merge, push, report
 from simcse_trainer.errors import InputError
+
+
+def _underscores(name: str) -> str:
+    return name.replace("-", "_")
+
 
 app = typer.Typer(
     name="simcse-trainer",
     help="Train sentence embeddings with SimCSE, and use them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # --data_dir, as training's options are written, and --data-dir are one.
+    context_settings={"token_normalize_func": _underscores},
 )
+
+
+class _Command(TyperCommand):
+    """Options of several values take them as training's do: --tasks stsb sickr."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat such an option before every further value, which is how typer takes them."""
+        several = {
+            _underscores(o) for p in self.params if getattr(p, "multiple", False) for o in p.opts
+        }
+        words, option, values = [], "", 0
+        for word in args:
+            if word.startswith("-"):
+                option, values = word, 0
+            elif _underscores(option) in several:
+                words += [option] if values else []
+                values += 1
+            words.append(word)
+        return super().parse_args(ctx, words)
 
 
 @app.callback()
@@ -26,9 +54,9 @@ def _commands() -> None:
     """Train sentence embeddings with SimCSE, and use them."""
 
 
-for _command in (merge, push, report):
+for _command in (evaluate, merge, push, report):
     _name = _command.__name__.rsplit(".", 1)[-1]
-    app.command(epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
+    app.command(cls=_Command, epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
 
 
 def main() -> None:

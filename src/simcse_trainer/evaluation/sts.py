@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,13 @@ from simcse_trainer.data.pairs import load_scored_pairs
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.embedding_space import alignment, anisotropy, uniformity
 from simcse_trainer.evaluation.metrics import SpearmanCorrelation
+from simcse_trainer.evaluation.tasks import (
+    TRAINING_OPTIONS,
+    HubTask,
+    OptionNames,
+    find_task_file,
+    load_from_hub,
+)
 
 Encoder = Callable[[Sequence[str]], Tensor]
 
@@ -27,17 +33,6 @@ Encoder = Callable[[Sequence[str]], Tensor]
 SPACE_METRICS = ("alignment", "uniformity", "anisotropy")
 # Uniformity is quadratic in them.
 UNIFORMITY_SENTENCES = 4096
-
-
-@dataclass(frozen=True)
-class HubTask:
-    """Where a task is on the Hub, and what its columns and splits are called there."""
-
-    dataset: str
-    splits: Mapping[str, str]
-    config: str | None = None
-    columns: tuple[str, str, str] = ("sentence1", "sentence2", "score")
-
 
 _TEST = {"test": "test"}
 _ALL = {"train": "train", "validation": "validation", "test": "test"}
@@ -55,7 +50,11 @@ TASKS = {
 
 
 def load_sts_tasks(
-    tasks: Sequence[str], *, split: str, data_dir: str | None = None
+    tasks: Sequence[str],
+    *,
+    split: str,
+    data_dir: str | None = None,
+    options: OptionNames = TRAINING_OPTIONS,
 ) -> dict[str, Any]:
     """Load tasks by name.
 
@@ -64,6 +63,7 @@ def load_sts_tasks(
             sentence1, sentence2 and score; a file's name without its ending becomes its task.
         split: `validation` or `test`.
         data_dir: A folder of `<task>/<split>.csv`; by default the tasks come from the Hub.
+        options: For errors.
 
     Returns:
         Name -> data set of sentence1, sentence2, score.
@@ -82,9 +82,16 @@ def load_sts_tasks(
         if path.suffix:
             loaded[name] = load_scored_pairs(path)
         elif data_dir is not None:
-            loaded[name] = load_scored_pairs(_task_file(task, split, Path(data_dir)))
+            path = find_task_file(task, split, Path(data_dir), options)
+            loaded[name] = load_scored_pairs(path)
+        elif task in TASKS:
+            columns = ("sentence1", "sentence2", "score")
+            loaded[name] = load_from_hub(task, TASKS[task], split, columns, options)
         else:
-            loaded[name] = _from_hub(task, split)
+            raise InputError(
+                f"'{task}' is no known task; expected one of {', '.join(TASKS)}, a file of "
+                f"sentence1, sentence2, score, or a folder in {options.data_dir}."
+            )
     return loaded
 
 
@@ -142,43 +149,3 @@ def _describe_space(
         found["uniformity"] = uniformity(embeddings[torch.arange(most) * count // most])
         found["anisotropy"] = anisotropy(embeddings)
     return {name: value for name, value in found.items() if math.isfinite(value)}
-
-
-def _task_file(task: str, split: str, data_dir: Path) -> Path:
-    path = data_dir / task / f"{split}.csv"
-    if path.is_file():
-        return path
-    found = sorted(str(p.relative_to(data_dir)) for p in data_dir.glob("*/*.csv"))
-    raise InputError(
-        f"{path} is not there. Expected <task>/<split>.csv in {data_dir}; found "
-        f"{', '.join(found) or 'no such file'}. Check --sts_data_dir, --eval_tasks, --eval_split."
-    )
-
-
-def _from_hub(task: str, split: str) -> Any:
-    if task not in TASKS:
-        raise InputError(
-            f"'{task}' is no known task; expected one of {', '.join(TASKS)}, a file of sentence1, "
-            "sentence2, score, or a folder in --sts_data_dir."
-        )
-    hub = TASKS[task]
-    if split not in hub.splits:
-        raise InputError(
-            f"{hub.dataset} has no split '{split}', only {', '.join(hub.splits)}. Pass "
-            f"--eval_split {next(iter(hub.splits))}, leave {task} out of --eval_tasks, or give "
-            "your own data with --sts_data_dir."
-        )
-    from datasets import load_dataset
-
-    try:
-        data = load_dataset(hub.dataset, hub.config, split=hub.splits[split])
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"The evaluation task {task} could not be loaded from the Hub ({hub.dataset}): "
-            f"{reason} Without Hub access pass --sts_data_dir with <task>/<split>.csv files, or "
-            "--eval_tasks with a file of sentence1, sentence2, score."
-        ) from error
-    return data.rename_columns(
-        dict(zip(hub.columns, ("sentence1", "sentence2", "score"), strict=True))
-    )

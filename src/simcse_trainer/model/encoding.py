@@ -15,6 +15,9 @@ from simcse_trainer.model.batching import build_batch
 if TYPE_CHECKING:
     from simcse_trainer.model.modeling import SimCSEModel
 
+# A thread computes fastest on what its caches hold; on other devices only the sentences count.
+_TOKENS_PER_CPU_THREAD = 512
+
 
 @torch.no_grad()
 def encode(
@@ -32,7 +35,8 @@ def encode(
     Args:
         model: Any SimCSE model.
         sentences: n texts, or one; those over `model.max_seq_length` tokens are cut.
-        batch_size: Sentences per forward pass; batches are of like lengths.
+        batch_size: At most so many sentences per forward pass, of like lengths; on a CPU also no
+            more tokens than it computes fast.
         show_progress_bar: On stderr.
 
     Returns:
@@ -49,26 +53,39 @@ def encode(
     was_training = model.training
     model.eval()
     model.full_precision = True
-    rows = []
+    found = []
     try:
-        starts = range(0, len(order), batch_size)
-        for start in tqdm(starts, desc="Encoding", disable=not show_progress_bar):
+        lengths = [len(token_ids[i]) for i in order]
+        most = _TOKENS_PER_CPU_THREAD * torch.get_num_threads()
+        batches = _cut(lengths, batch_size, most if model.device.type == "cpu" else sum(lengths))
+        for rows in tqdm(batches, desc="Encoding", disable=not show_progress_bar):
             batch = build_batch(
-                [token_ids[i] for i in order[start : start + batch_size]],
+                [token_ids[i] for i in order[rows]],
                 padding_free=model.padding_free,
                 pad_token_id=model.pad_token_id,
             )
             out = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
-            rows.append(out.embeddings.cpu())
+            found.append(out.embeddings.cpu())
     finally:
         model.full_precision = False
         model.train(was_training)
-    if not rows:
+    if not found:
         return torch.empty(0, model.embedding_dimension)
-    sorted_rows = torch.cat(rows)
+    sorted_rows = torch.cat(found)
     result = torch.empty_like(sorted_rows)
     result[order] = sorted_rows
     return result if result.dtype == torch.float64 else result.float()
+
+
+def _cut(lengths: Sequence[int], sentences: int, tokens: int) -> list[slice]:
+    """Batches of at most so many sentences and tokens; a longer sentence is one of its own."""
+    batches, start, total = [], 0, 0
+    for i, length in enumerate(lengths):
+        if i > start and (i - start == sentences or total + length > tokens):
+            batches.append(slice(start, i))
+            start, total = i, 0
+        total += length
+    return [*batches, slice(start, len(lengths))] if lengths else []
 
 
 def tokenize(model: SimCSEModel, sentences: Sequence[str]) -> list[list[int]]:

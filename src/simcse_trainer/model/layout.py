@@ -12,6 +12,7 @@ The layout is that of sentence-transformers in its oldest form, which all its ve
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +58,15 @@ _POOLING_FLAGS = {
 }
 
 
-# Of modules.json. Cosines do not see the length that Normalize changes.
-_WITHOUT_WEIGHTS = ("Transformer", "Normalize", REFUSED.rsplit(".", 1)[-1])
+# What `Layout` can say, in order; cosines do not see whether the length is normalised.
+_MODULES = re.compile(
+    rf"(Transformer|{REFUSED.rsplit('.', 1)[-1]}) "
+    r"(WeightedLayerPooling )?Pooling (Dense )?(Normalize )?"
+)
+
+
+class UnsupportedModulesError(InputError):
+    """A folder of sentence-transformers that only sentence-transformers can compute."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,7 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
         None if there is no `modules.json`: a plain backbone.
 
     Raises:
-        InputError: The folder has modules that SimCSE cannot represent.
+        UnsupportedModulesError: The folder has modules that SimCSE cannot represent.
     """
 
     def read(filename: str, parse: Callable[[Path], Any] = _read_json) -> Any:
@@ -168,22 +176,26 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
     modules = read("modules.json")
     if modules is None:
         return None
-    pooling_mode, dense = "mean", None
-    layer_pair = None
-    for module in modules:
-        kind, path = module["type"].rsplit(".", 1)[-1], module["path"]
-        config: dict[str, Any] = (read(f"{path}/config.json") if path else None) or {}
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    # Only early versions wrote the backbone to a folder of its own.
+    if not _MODULES.fullmatch("".join(f"{kind} " for kind in kinds)) or modules[0]["path"]:
+        found = ", ".join(
+            module["path"] or kind for kind, module in zip(kinds, modules, strict=True)
+        )
+        raise UnsupportedModulesError(
+            f"'{name_or_path}' has the modules {found}; SimCSE models consist of Transformer, "
+            "Pooling, Dense and Normalize, the last two optional. Use another checkpoint."
+        )
+    pooling_mode, dense, layer_pair = "mean", None, None
+    for kind, module in zip(kinds[1:], modules[1:], strict=True):
+        path = module["path"]
+        config: dict[str, Any] = read(f"{path}/config.json") or {}
         if kind == "WeightedLayerPooling":
             layer_pair = _layer_pair(read(f"{path}/model.safetensors", load_file), name_or_path)
         elif kind == "Pooling":
             pooling_mode = _pooling_mode(config, name_or_path)
         elif kind == "Dense":
             dense = _dense(config, read(f"{path}/model.safetensors", load_file), name_or_path)
-        elif kind not in _WITHOUT_WEIGHTS:
-            raise InputError(
-                f"'{name_or_path}' has a module {kind} in modules.json; SimCSE models consist of "
-                "Transformer, Pooling, Dense and Normalize. Use another checkpoint."
-            )
     length = (read("sentence_bert_config.json") or {}).get("max_seq_length")
     said = read("config_sentence_transformers.json") or {}
     prompts = {name: text for name, text in (said.get("prompts") or {}).items() if text}
@@ -214,7 +226,7 @@ def _pooling_mode(config: dict[str, Any], source: str) -> str:
         ]
     modes = [modes] if isinstance(modes, str) else list(modes)
     if len(modes) != 1 or modes[0] not in _POOLING_FLAGS:
-        raise InputError(
+        raise UnsupportedModulesError(
             f"'{source}' pools by {' + '.join(modes) or 'nothing'}; expected one of "
             f"{', '.join(_POOLING_FLAGS)}. Use another checkpoint."
         )
@@ -226,7 +238,7 @@ def _layer_pair(weights: dict[str, Tensor], source: str) -> str:
     for mode, pair in LAYER_PAIRS.items():
         if used == sorted(range(len(weights["layer_weights"]))[layer] for layer in pair):
             return mode
-    raise InputError(
+    raise UnsupportedModulesError(
         f"'{source}' averages the layers {used}; SimCSE knows {', '.join(LAYER_PAIRS)}. "
         "Use another checkpoint."
     )
@@ -237,7 +249,7 @@ def _dense(
 ) -> dict[str, Tensor]:
     activation = config.get("activation_function", "").rsplit(".", 1)[-1]
     if activation != "Tanh" or weights is None or "linear.bias" not in weights:
-        raise InputError(
+        raise UnsupportedModulesError(
             f"'{source}' has a Dense module with activation {activation or 'none'}; SimCSE's "
             "projection head is a linear layer with bias and Tanh, as safetensors. "
             "Use another checkpoint."

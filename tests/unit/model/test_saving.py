@@ -193,12 +193,16 @@ def test_a_folder_that_is_none():
         SimCSEModel.from_pretrained("no/such")
 
 
-def test_a_module_that_simcse_cannot_represent(tmp_path):
+@pytest.mark.parametrize("kinds", [["LSTM"], ["Dense", "Dense"], ["Normalize", "Dense"]])
+def test_modules_that_simcse_cannot_represent(kinds, tmp_path):
     build().save_pretrained(tmp_path)
     modules = json.loads((tmp_path / "modules.json").read_text())
-    modules.append({"idx": 2, "name": "2", "path": "2_LSTM", "type": "x.models.LSTM"})
+    modules += [
+        {"idx": 2, "name": "2", "path": f"{i}_{kind}", "type": f"x.models.{kind}"}
+        for i, kind in enumerate(kinds, 2)
+    ]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(InputError, match=r"module LSTM.*Use another checkpoint"):
+    with pytest.raises(InputError, match=rf"modules .*2_{kinds[0]}.*Use another checkpoint"):
         SimCSEModel.from_pretrained(tmp_path)
 
 

@@ -1,0 +1,83 @@
+"""`simcse-trainer evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLE = "simcse-trainer evaluate outputs/unsup_bert_base --tasks stsb sickr --output results.json"
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder or a name on the Hub, trained or plain.")],
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            help="sts12 ... sts16, stsb, sickr, korsts; mr, cr, subj, mpqa, sst2, trec, mrpc; "
+            "folders of --data_dir; files of sentence1, sentence2, score. Default: the seven STS "
+            "tasks of the paper, or all of --data_dir.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the STS tasks.")] = "test",
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--data_dir",
+            help="Folder of <task>/<split>.csv to use instead of the Hub's data sets.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write the results here, as JSON.")
+    ] = None,
+    pooling_mode: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pooling_mode",
+            help="Read the backbone by these, without a head, a row each: cls, mean, max, "
+            "lasttoken, weightedmean, avg_top2, avg_first_last. Default: as the folder says.",
+            show_default=False,
+        ),
+    ] = None,
+    whitening: Annotated[
+        bool, typer.Option("--whitening", help="Also a row after whitening on each task's texts.")
+    ] = False,
+    whitening_file: Annotated[
+        Path | None,
+        typer.Option("--whitening_file", help="Also a row after whitening on these texts."),
+    ] = None,
+    max_seq_length: Annotated[
+        int | None,
+        typer.Option("--max_seq_length", help="In tokens. Default: as the folder says."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch_size", min=1, help="Sentences per forward pass, at most.")
+    ] = 128,
+) -> None:
+    """Print a model's scores beside the paper's: STS, transfer, and how its space lies."""
+    from simcse_trainer.evaluation.running import count_sentences, evaluate_model, write_results
+    from simcse_trainer.evaluation.suite import default_tasks, load_suite
+    from simcse_trainer.evaluation.tables import format_tables
+
+    folder = None if data_dir is None else str(data_dir)
+    suite = load_suite(tasks or default_tasks(split, folder), split=split, data_dir=folder)
+    rows = list(
+        evaluate_model(
+            model,
+            suite,
+            pooling_modes=pooling_mode or (),
+            whitening=whitening,
+            whitening_file=whitening_file,
+            max_seq_length=max_seq_length,
+            batch_size=batch_size,
+        )
+    )
+    count = count_sentences(suite)
+    typer.echo(f"{model}: {count['all']} sentences, {count['different']} different\n")
+    typer.echo(format_tables({row.label: row.results for row in rows}, rows[0].backbone))
+    if output is not None:
+        write_results(output, model, split, suite, rows)
+        typer.echo(f"\nWritten to {output}.")

@@ -1,0 +1,94 @@
+"""Where evaluation data comes from: `<task>/<split>.csv` in a folder, or data sets of the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simcse_trainer.errors import InputError
+
+
+@dataclass(frozen=True)
+class HubTask:
+    """Where a task is on the Hub, and what its columns and splits are called there.
+
+    Attributes:
+        dataset: Its name on the Hub.
+        splits: Our name of a split -> theirs, joined by "+" where it is made of several.
+        config: Of the data set.
+        columns: Theirs, in the order of ours.
+    """
+
+    dataset: str
+    splits: Mapping[str, str]
+    config: str | None = None
+    columns: tuple[str, ...] = ("sentence1", "sentence2", "score")
+
+
+@dataclass(frozen=True)
+class OptionNames:
+    """What the options are called that an error advises to change."""
+
+    tasks: str
+    split: str
+    data_dir: str
+
+
+TRAINING_OPTIONS = OptionNames("--eval_tasks", "--eval_split", "--sts_data_dir")
+EVALUATE_OPTIONS = OptionNames("--tasks", "--split", "--data_dir")
+
+
+def find_task_file(task: str, split: str, data_dir: Path, options: OptionNames) -> Path:
+    """The file of a split.
+
+    Raises:
+        InputError: It is not there; what is there is listed.
+    """
+    path = data_dir / task / f"{split}.csv"
+    if path.is_file():
+        return path
+    found = sorted(str(p.relative_to(data_dir)) for p in data_dir.glob("*/*.csv"))
+    raise InputError(
+        f"{path} is not there. Expected <task>/<split>.csv in {data_dir}; found "
+        f"{', '.join(found) or 'no such file'}. Check {options.data_dir}, {options.tasks}, "
+        f"{options.split}."
+    )
+
+
+def load_from_hub(
+    task: str, hub: HubTask, split: str, columns: tuple[str, ...], options: OptionNames
+) -> Any:
+    """A split of a Hub data set.
+
+    Args:
+        task: Its name, for errors.
+        hub: Where it is.
+        split: A key of `hub.splits`.
+        columns: What the columns are called in the result.
+        options: For errors.
+
+    Raises:
+        InputError: There is no such split, or no way to the data.
+    """
+    if split not in hub.splits:
+        raise InputError(
+            f"{hub.dataset} has no split '{split}', only {', '.join(hub.splits)}. Pass "
+            f"{options.split} {next(iter(hub.splits))}, leave {task} out of {options.tasks}, or "
+            f"give your own data with {options.data_dir}."
+        )
+    from datasets import load_dataset
+
+    try:
+        data = load_dataset(hub.dataset, hub.config, split=hub.splits[split])
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"The evaluation task {task} could not be loaded from the Hub ({hub.dataset}): "
+            f"{reason} Without Hub access pass {options.data_dir} with <task>/<split>.csv files, "
+            f"or {options.tasks} with a file of {', '.join(columns)}."
+        ) from error
+    return data.select_columns(list(hub.columns)).rename_columns(
+        dict(zip(hub.columns, columns, strict=True))
+    )
