@@ -1,4 +1,4 @@
-"""The command `simcse-trainer`: what there is to do with a trained folder.
+"""The command `simcse-trainer`: what there is to do before and after training.
 
 A command is a file here with a function of its name and an `EXAMPLE`, and stands in the list below.
 What it needs is imported inside the function: `--help` waits for no torch.
@@ -7,10 +7,11 @@ What it needs is imported inside the function: `--help` waits for no torch.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
 
-from simcse_trainer.cli import push
+from simcse_trainer.cli import plan, push
 from simcse_trainer.errors import InputError
 
 app = typer.Typer(
@@ -26,9 +27,13 @@ def _commands() -> None:
     """Train sentence embeddings with SimCSE, and use them."""
 
 
-for _command in (push,):
+_modules: tuple[Any, ...] = (plan, push)
+for _command in _modules:
     _name = _command.__name__.rsplit(".", 1)[-1]
-    app.command(epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
+    app.command(
+        epilog=f"Example: {_command.EXAMPLE}",
+        context_settings=getattr(_command, "CONTEXT", None),
+    )(getattr(_command, _name))
 
 
 def main() -> None:
