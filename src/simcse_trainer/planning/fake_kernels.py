@@ -55,10 +55,12 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
     return dropped
 
 
-def _layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5):  # type: ignore[no-untyped-def]
+def _layer_norm(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if torch.is_autocast_enabled("cpu"):
-        x, weight, bias = (t if t is None else t.float() for t in (x, weight, bias))
-    return F.layer_norm(x, shape, weight, bias, eps)
+        x = x.float()
+        args = tuple(a.float() if isinstance(a, Tensor) else a for a in args)
+        kwargs = {n: a.float() if isinstance(a, Tensor) else a for n, a in kwargs.items()}
+    return F.layer_norm(x, *args, **kwargs)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:

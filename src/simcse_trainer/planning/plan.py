@@ -16,8 +16,8 @@ from simcse_trainer.arguments import ModelArguments, SimCSETrainingArguments
 from simcse_trainer.model.batching import build_batch
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.planning.fake_kernels import FakeKernels
-from simcse_trainer.planning.fake_quantization import FakeQuantizedLinear
 from simcse_trainer.planning.fake_model import Source, build_fake_model
+from simcse_trainer.planning.fake_quantization import FakeQuantizedLinear
 from simcse_trainer.planning.optimizers import state_bytes, step_bytes
 from simcse_trainer.planning.step import Batch, Step, StepMemory
 from simcse_trainer.planning.tracking import MemoryTracker
@@ -140,12 +140,16 @@ class Planner:
         with self._mode:
             if self.args.activation_checkpointing:
                 options = dict(self.args.activation_checkpointing_kwargs or {})
+                every = options.pop("every_n_layers", 1)
+                # The backward pass, which computes layers again, is outside of function modes.
+                again = {"use_reentrant": False, "context_fn": self._computed_again}
                 model.activation_checkpointing_enable(
-                    every_n_layers=options.pop("every_n_layers", 1),
-                    offload=options.pop("offload", False),
-                    activation_checkpointing_kwargs=options or None,
+                    every_n_layers=every, activation_checkpointing_kwargs=again
                 )
         return model
+
+    def _computed_again(self) -> tuple[contextlib.AbstractContextManager[None], FakeKernels]:
+        return contextlib.nullcontext(), FakeKernels(gpu=self.workload.gpu, tokens={}, masked=1)
 
     def _simulate(self, workload: Workload) -> Plan:
         model = self._model
