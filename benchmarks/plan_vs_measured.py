@@ -69,7 +69,7 @@ CASES = {
         longest=40,
         shortest=8,
         config={"model_type": "bert"},
-        training={"per_device_train_batch_size": 64, "mini_batch_size": "48"},
+        training={"per_device_train_batch_size": 32, "mini_batch_size": "48"},
     ),
     # A decoder that attends to both sides, LoRA on every linear layer, in chunks.
     "lora-decoder": Case(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from transformers.training_args import OptimizerNames
 
@@ -132,7 +132,7 @@ def plan_arguments(
         return result
     room = memory - RESERVE[gpu]
     choices = [_choose("", planner, room)]
-    if choices[0].chunk is None or (args.mini_batch_size is None and plan.peak > room):
+    if plan.peak > room:
         choices += [
             _choose(options, Planner(other, changed, source, workload), room)
             for options, other, changed in _changes(model_args, args)
@@ -152,7 +152,8 @@ def _changes(
     words: list[str] = []
     if not args.activation_checkpointing:
         words.append("--activation_checkpointing true")
-        args = _changed(args, activation_checkpointing=True)
+        args = copy.copy(args)  # `replace` would check again what only the run's machine has
+        args.activation_checkpointing = True
         yield " ".join(words), model_args, args
     if not model_args.use_lora:
         words.append("--use_lora true")
@@ -162,13 +163,6 @@ def _changes(
         words.append("--load_in_4bit true")
         model_args = replace(model_args, load_in_4bit=True, load_in_8bit=False)
         yield " ".join(words), model_args, args
-
-
-def _changed(args: SimCSETrainingArguments, **changes: Any) -> SimCSETrainingArguments:
-    """A copy without a second round of the checks, which look at this machine."""
-    changed = object.__new__(type(args))
-    changed.__dict__.update(args.__dict__ | changes)
-    return changed
 
 
 def _count_views(data_args: DataArguments, notes: list[str]) -> int:
