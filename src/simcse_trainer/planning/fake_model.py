@@ -147,10 +147,9 @@ def _as_fake(tensor: Any, mode: FakeTensorMode) -> Any:
 
 def _weights_dtype(model_args: ModelArguments, config: PreTrainedConfig) -> torch.dtype:
     """As `run_training` asks for it: float32, and for a frozen backbone the checkpoint's."""
-    if model_args.dtype is not None:
-        found: torch.dtype = getattr(torch, model_args.dtype)
-        return found
-    return (config.dtype if model_args.use_lora else None) or torch.float32
+    named = model_args.dtype or (config.dtype if model_args.use_lora else None) or torch.float32
+    found: torch.dtype = getattr(torch, named) if isinstance(named, str) else named
+    return found
 
 
 def _make_head(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,18 +114,20 @@ class Planner:
 
     def largest_chunk(self, memory: int) -> int | None:
         """The most texts at a time that leave the peak within `memory` bytes; None: no number."""
-        low, high = 0, self.workload.texts
+        low, high = 1, self.workload.texts
         if self.plan(high).peak <= memory:
             return high
-        while high - low > 1:
-            middle = self._guess(low, high, memory)
+        if self.plan(low).peak > memory:
+            return None
+        for turn in itertools.count():
+            if high - low == 1:
+                break
+            middle = (low + high) // 2 if turn % 3 == 2 else self._crossing(low, high, memory)
             low, high = (middle, high) if self.plan(middle).peak <= memory else (low, middle)
-        return low or None
+        return low
 
-    def _guess(self, low: int, high: int, memory: int) -> int:
+    def _crossing(self, low: int, high: int, memory: int) -> int:
         """Where the peak would cross the memory if it grew evenly: it nearly does."""
-        if low == 0:
-            return min(8, high // 2) if high > 16 else high // 2
         below, above = self.plan(low).peak, self.plan(high).peak
         share = (memory - below) / max(above - below, 1)
         return min(max(low + int(share * (high - low)), low + 1), high - 1)
@@ -139,12 +143,12 @@ class Planner:
         )
         with self._mode:
             if self.args.activation_checkpointing:
-                options = dict(self.args.activation_checkpointing_kwargs or {})
-                every = options.pop("every_n_layers", 1)
+                options: Any = self.args.activation_checkpointing_kwargs or {}
                 # The backward pass, which computes layers again, is outside of function modes.
                 again = {"use_reentrant": False, "context_fn": self._computed_again}
                 model.activation_checkpointing_enable(
-                    every_n_layers=every, activation_checkpointing_kwargs=again
+                    every_n_layers=options.get("every_n_layers", 1),
+                    activation_checkpointing_kwargs=again,
                 )
         return model
 
@@ -186,7 +190,7 @@ class Planner:
             yield
 
     def _batch(self, workload: Workload, chunk: dict[str, Tensor]) -> Batch:
-        fake = {name: self._mode.from_tensor(x) for name, x in chunk.items()}
+        fake: dict[str, Any] = {name: self._mode.from_tensor(x) for name, x in chunk.items()}
         if self.args.mlm_weight:
             fake |= {f"mlm_{n}": fake["input_ids"].clone() for n in ("input_ids", "labels")}
         text_ids = torch.zeros(workload.views, workload.batch, dtype=torch.long)

@@ -210,10 +210,10 @@ def test_what_to_change_where_it_does_not_fit(folder, tmp_path):
     first = "--activation_checkpointing true"
     assert options[:3] == ["", first, f"{first} --use_lora true"]
     assert f"--mini_batch_size {tight.choices[0].chunk}:" in format_plan(tight)
-    none = plan_run(words, views=2, memory=RESERVE[True] + 10)
+    none = plan_run(words, memory=RESERVE[True] + 10)
     assert all(choice.chunk is None for choice in none.choices)
     assert "not enough" in format_plan(none)
-    assert "3 texts a row are taken for granted" in format_plan(plan_run(words))
+    assert "3 texts a row are taken for granted" in format_plan(none)
 
 
 def test_errors(folder, tmp_path):
