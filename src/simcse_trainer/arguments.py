@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.hub.metadata import check_language, check_license
+from simcse_trainer.model.adapters import lora_config
 from simcse_trainer.model.backbones import DTYPES
 from simcse_trainer.model.head_weights import PROJECTION_HEADS
 from simcse_trainer.model.pooling import POOLING_MODES
 from simcse_trainer.model.saving import LORA_SAVES
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 def _option(default: Any, text: str, **metadata: Any) -> Any:
@@ -130,6 +134,19 @@ class ModelArguments:
                 )
         if self.load_in_4bit and self.load_in_8bit:
             raise InputError("load_in_4bit and load_in_8bit are both set; choose one.")
+
+    def new_adapter(self) -> LoraConfig | None:
+        """The settings of the adapter, where there is to be one."""
+        if not self.use_lora:
+            return None
+        return lora_config(
+            r=self.lora_r,
+            alpha=self.lora_alpha,
+            dropout=self.lora_dropout,
+            target_modules=self.lora_target_modules,
+            use_dora=self.use_dora,
+            use_rslora=self.use_rslora,
+        )
 
 
 def check_bounds(options: Any, bounds: Mapping[str, tuple[bool, str]]) -> None:

@@ -52,6 +52,30 @@ def parse_arguments(
             that is no YAML mapping; with the nearest valid name.
     """
     parser = build_parser()
+    model_args, data_args, training_args = _parse(parser, _all_tokens(argv, parser))
+    return model_args, data_args, training_args
+
+
+def parse_for_another_machine(
+    argv: Sequence[str],
+) -> tuple[tuple[ModelArguments, DataArguments, SimCSETrainingArguments], bool]:
+    """The options of a run that is not to start here: bf16 then needs no GPU that has it.
+
+    Returns:
+        What `parse_arguments` gives, but with `use_cpu`; and whether the run itself has it.
+
+    Raises:
+        InputError: As `parse_arguments`.
+    """
+    parser = build_parser()
+    tokens = _all_tokens(argv, parser)
+    on_cpu = parser.parse_known_args(tokens)[0].use_cpu
+    model_args, data_args, training_args = _parse(parser, [*tokens, "--use_cpu=true"])
+    return (model_args, data_args, training_args), bool(on_cpu)
+
+
+def _all_tokens(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
+    """The file's, and behind them the command line's."""
     tokens = list(argv)
     if tokens and not tokens[0].startswith("-"):
         path = Path(tokens.pop(0))
@@ -63,8 +87,7 @@ def parse_arguments(
         if leftover:
             raise InputError(f"{path}: found a list with '{leftover[0]}' where one value belongs.")
         tokens = from_file + tokens
-    model_args, data_args, training_args = _parse(parser, tokens)
-    return model_args, data_args, training_args
+    return tokens
 
 
 def config_tokens(path: Path, parser: HfArgumentParser) -> list[str]:

@@ -24,7 +24,6 @@ from simcse_trainer.hub.callback import HubCheckpointCallback
 from simcse_trainer.hub.facts import EvaluatedOn
 from simcse_trainer.hub.resume import download_training_state
 from simcse_trainer.launching import check_processes, find_command
-from simcse_trainer.model.adapters import lora_config
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.summary import format_summary, take_snapshot
 from simcse_trainer.trainer import SimCSETrainer
@@ -212,16 +211,7 @@ def _load_train_dataset(data_args: DataArguments, seed: int) -> Any:
 
 
 def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> SimCSEModel:
-    lora = None
-    if model_args.use_lora:
-        lora = lora_config(
-            r=model_args.lora_r,
-            alpha=model_args.lora_alpha,
-            dropout=model_args.lora_dropout,
-            target_modules=model_args.lora_target_modules,
-            use_dora=model_args.use_dora,
-            use_rslora=model_args.use_rslora,
-        )
+    lora = model_args.new_adapter()
     return SimCSEModel.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,

@@ -31,6 +31,7 @@ ROOMS = [
     "summary",
     "launching",
     "train",
+    "planning",
     "cli",
 ]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

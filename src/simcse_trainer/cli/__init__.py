@@ -1,4 +1,4 @@
-"""The command `simcse-trainer`: what there is to do with a trained folder.
+"""The command `simcse-trainer`: what there is to do before and after training.
 
 A command is a file here with a function of its name and an `EXAMPLE`, and stands in the list below.
 What it needs is imported inside the function: `--help` waits for no torch.
@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from simcse_trainer.cli import evaluate, merge, push, report
+from simcse_trainer.cli import evaluate, merge, plan, push, report
 from simcse_trainer.errors import InputError
 
 
@@ -50,13 +50,18 @@ class _Command(TyperCommand):
 
 
 @app.callback()
-def _commands() -> None:
+def _callback() -> None:
     """Train sentence embeddings with SimCSE, and use them."""
 
 
-for _command in (evaluate, merge, push, report):
+_commands: tuple[Any, ...] = (evaluate, merge, plan, push, report)
+for _command in _commands:
     _name = _command.__name__.rsplit(".", 1)[-1]
-    app.command(cls=_Command, epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
+    app.command(
+        cls=_Command,
+        epilog=f"Example: {_command.EXAMPLE}",
+        context_settings=getattr(_command, "CONTEXT", None),
+    )(getattr(_command, _name))
 
 
 def main() -> None:

@@ -35,8 +35,8 @@ def report(
     tasks: Annotated[
         list[str],
         typer.Option(
-            help="Scored pairs: a task's name, or a file of sentence1, sentence2, score. Given "
-            "several times, they are put together."
+            help="Scored pairs: tasks' names, or files of sentence1, sentence2, score. Several "
+            "are put together."
         ),
     ] = ["stsb"],  # noqa: B006 - typer copies it
     split: Annotated[str, typer.Option(help="Of the tasks that are named.")] = "test",
@@ -56,10 +56,11 @@ def report(
     from simcse_trainer.evaluation.plots_style import require_matplotlib
     from simcse_trainer.evaluation.report import write_report
     from simcse_trainer.evaluation.sts import load_sts_tasks
+    from simcse_trainer.evaluation.tasks import EVALUATE_OPTIONS
 
     require_matplotlib()
     path = _read_path(run, model)
-    loaded = load_sts_tasks(tasks, split=split, data_dir=data_dir)
+    loaded = load_sts_tasks(tasks, split=split, data_dir=data_dir, options=EVALUATE_OPTIONS)
     measured = _measure(model, None, loaded)
     other = _measure(baseline, baseline_pooling_mode, loaded) if baseline else None
     page = write_report(

@@ -1,0 +1,66 @@
+"""`simcse-trainer plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simcse_trainer.errors import InputError
+
+EXAMPLE = "simcse-trainer plan configs/sup_mistral_7b_qlora.yaml --memory 24GiB"
+# Options of training stand behind the config as they do for train_simcse.py.
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+_UNITS = {"": 2**30, "g": 10**9, "gi": 2**30, "m": 10**6, "mi": 2**20}
+
+
+def plan(
+    context: typer.Context,
+    config: Annotated[
+        str, typer.Argument(help="A recipe, and behind it any --option value of training.")
+    ],
+    memory: Annotated[
+        str | None, typer.Option(help="Of the device, such as 24GiB: what fits, what to change.")
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Mean length of a text. Default: all are as long as max_seq_length."),
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option(help="Texts per row, where the data is not here.", min=2)
+    ] = None,
+    backbone_config: Annotated[
+        str | None,
+        typer.Option("--backbone_config", help="config.json of a backbone that is out of reach."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write the plan as JSON.")] = None,
+) -> None:
+    """Compute how much memory a training run needs, without weights or data."""
+    import transformers
+
+    from simcse_trainer.planning.report import format_plan
+    from simcse_trainer.planning.run import plan_run
+
+    transformers.utils.logging.set_verbosity_error()
+    found = plan_run(
+        [config, *context.args],
+        memory=None if memory is None else _bytes(memory),
+        tokens=tokens,
+        views=views,
+        backbone_config=backbone_config,
+    )
+    typer.echo(format_plan(found))
+    if output is not None:
+        output.write_text(json.dumps(dataclasses.asdict(found), indent=2) + "\n", encoding="utf-8")
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([gm]i?)?b?\s*", text.lower())
+    if match is None:
+        raise InputError(f"memory is '{text}'; expected a size such as 24GiB or 16000MB.")
+    return int(float(match[1]) * _UNITS[match[2] or ""])

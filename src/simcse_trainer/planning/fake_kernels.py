@@ -1,0 +1,92 @@
+"""What fake tensors of the CPU cannot do by themselves: a GPU's kernels, and choosing by value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class FakeKernels(TorchFunctionMode):
+    """While it is entered, fake tensors take the memory that they would take on a device.
+
+    Args:
+        gpu: Dropout keeps a byte an element, attention keeps no matrix, and layer normalisation
+            under autocast is float32. Else all is as on the CPU, whose kernels are the fake ones'.
+        tokens: How many True there are in a two-dimensional mask, by its shape: real tokens.
+        masked: The share of True in a one-dimensional one: tokens that the auxiliary loss masks.
+    """
+
+    def __init__(self, *, gpu: bool, tokens: dict[torch.Size, int], masked: float):
+        super().__init__()
+        self.gpu, self.tokens, self.masked = gpu, tokens, masked
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Carry a function out, or its stand-in."""
+        kwargs = kwargs or {}
+        if func is Tensor.__getitem__ and getattr(args[1], "dtype", None) == torch.bool:
+            return self._select(args[0], args[1])
+        stand_in = _ON_A_GPU.get(func) if self.gpu else None
+        return (stand_in or func)(*args, **kwargs)
+
+    def _select(self, x: Tensor, mask: Tensor) -> Tensor:
+        """`x[mask]`, whose size depends on what is in the mask."""
+        count = self.tokens.get(mask.shape)
+        if count is None:
+            count = max(1, round(self.masked * mask.numel()))
+        rows = x.flatten(0, mask.ndim - 1)
+        return rows.index_select(0, torch.zeros(count, dtype=torch.long))
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if not training or p == 0:
+        return x
+    dropped: Tensor = torch.native_dropout(x, p, True)[0]
+    return dropped
+
+
+def _layer_norm(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        x = x.float()
+        args = tuple(a.float() if isinstance(a, Tensor) else a for a in args)
+        kwargs = {n: a.float() if isinstance(a, Tensor) else a for n, a in kwargs.items()}
+    return F.layer_norm(x, *args, **kwargs)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = (x.to(dtype) for x in (query, key, value))
+    out: Tensor = _FusedAttention.apply(query, key, value)
+    return out
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Memory of the flash and the memory-efficient kernel: the output, and one sum per query."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1]).float())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(x) for x in ctx.saved_tensors[:3])
+
+
+_ON_A_GPU: dict[Any, Callable[..., Any]] = {
+    F.dropout: _dropout,
+    F.layer_norm: _layer_norm,
+    F.scaled_dot_product_attention: _attention,
+}
