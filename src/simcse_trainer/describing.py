@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.data.schema import resolve_text_columns
 from simcse_trainer.data.tokenization import INPUT_IDS
-from simcse_trainer.evaluation.plots import can_draw_training_curve
+from simcse_trainer.evaluation.plots import describe_training_curve
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS
 from simcse_trainer.hub.facts import CardFacts, EvaluatedOn
 from simcse_trainer.hub.metadata import is_repo_id
@@ -152,7 +152,7 @@ def collect_facts(trainer: Any, model_id: str | None = None) -> CardFacts:
         training_time=_find_runtime(state.log_history) if whole else None,
         energy=energy,
         emissions=emissions,
-        figure=can_draw_training_curve(state.log_history),
+        figure=describe_training_curve(state.log_history),
     )
 
 

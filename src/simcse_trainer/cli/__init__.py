@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from simcse_trainer.cli import push
+from simcse_trainer.cli import push, report
 from simcse_trainer.errors import InputError
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ def _commands() -> None:
     """Train sentence embeddings with SimCSE, and use them."""
 
 
-for _command in (push,):
+for _command in (push, report):
     _name = _command.__name__.rsplit(".", 1)[-1]
     app.command(epilog=f"Example: {_command.EXAMPLE}")(getattr(_command, _name))
 

@@ -1,6 +1,6 @@
-"""How embeddings lie on the unit sphere: alignment, uniformity and anisotropy.
+"""How embeddings lie on the unit sphere.
 
-All functions normalise what they are given, and compute in its precision.
+Functions of embeddings normalise what they are given; all compute in the precision given.
 """
 
 from __future__ import annotations
@@ -80,6 +80,47 @@ def anisotropy(x: Tensor) -> float:
     with_itself = unit.square().sum(dtype=torch.float64)
     everything = unit.sum(0, dtype=torch.float64).square().sum()
     return float((everything - with_itself) / (count * (count - 1)))
+
+
+def singular_values(x: Tensor) -> Tensor:
+    """How far embeddings reach along each direction of their space, the furthest first.
+
+    The singular values of the matrix whose rows are the embeddings on the unit sphere, not centred:
+    their squares sum to n, and the first one grows with the direction that all rows share (Gao et
+    al. 2021, section 5).
+
+    Args:
+        x: [n, D], n at least 2.
+
+    Returns:
+        [min(n, D)], falling.
+
+    Raises:
+        InputError: Fewer than two rows.
+    """
+    _check_rows(x, "singular_values")
+    found: Tensor = torch.linalg.svdvals(F.normalize(x, dim=-1))
+    return found
+
+
+def effective_rank(sigma: Tensor) -> float:
+    """How many directions are in use: 1 for a single one, Q where all are used alike.
+
+    erank = exp(-sum_k p_k log p_k) with p_k = sigma_k / sum_j sigma_j (Roy and Vetterli 2007,
+    definition 1).
+
+    Args:
+        sigma: [Q] singular values, not all of them 0.
+
+    Raises:
+        InputError: All are 0, or there is none.
+    """
+    if not (total := sigma.sum()) > 0:
+        raise InputError(
+            f"effective_rank: sigma is {list(sigma.shape)} and sums to {float(total)}; expected "
+            "singular values of a matrix that is not 0."
+        )
+    return float(torch.special.entr(sigma / total).sum().exp())
 
 
 def _check_rows(x: Tensor, what: str) -> int:

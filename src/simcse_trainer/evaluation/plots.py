@@ -1,4 +1,4 @@
-"""Figures; the only importer of matplotlib, which is an extra. Needs no torch."""
+"""The figure of a training run, for its model card. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.plots_space import draw_plane, read_path
+from simcse_trainer.evaluation.plots_style import INK, MUTED, render, require_matplotlib
 
 TRAINING_CURVE = "training_curve.png"
 
@@ -18,57 +20,65 @@ _Points = tuple[list[int], list[float]]
 
 def can_draw_training_curve(log_history: _LogHistory) -> bool:
     """Whether matplotlib is installed and there are at least two points of loss or score."""
-    drawable = any(len(steps) > 1 for steps, _ in (_loss(log_history), _score(log_history)[1]))
-    return drawable and find_spec("matplotlib") is not None
+    return find_spec("matplotlib") is not None and bool(_panels(log_history))
+
+
+def describe_training_curve(log_history: _LogHistory) -> str:
+    """What `draw_training_curve` shows, in words; empty where it cannot be drawn."""
+    if not can_draw_training_curve(log_history):
+        return ""
+    shown = " and ".join(words for words, _, _, _ in _panels(log_history)).capitalize()
+    path = ", and the path in the plane of alignment and uniformity"
+    return f"{shown} over the steps{path if len(read_path(log_history)) > 1 else ''}"
 
 
 def draw_training_curve(log_history: _LogHistory, path: str | Path) -> None:
-    """Loss and evaluation score over the steps, as a PNG that one input gives byte by byte.
+    """Loss and evaluation score over the steps; beside them alignment over uniformity.
 
     Args:
         log_history: Of a `TrainerState` or its `trainer_state.json`: entries with `step` and
-            `loss`, or with `step` and `eval_avg_sts`.
-        path: Where to write it.
+            `loss`, or with `step` and what an evaluation gives.
+        path: Where to write the PNG, which one input gives byte by byte.
 
     Raises:
         InputError: matplotlib is not installed, or there are fewer than two points.
     """
-    if find_spec("matplotlib") is None:
-        raise InputError("The figure needs matplotlib. Run: pip install simcse-trainer[plots]")
-    if not can_draw_training_curve(log_history):
+    require_matplotlib()
+    panels, way = _panels(log_history), read_path(log_history)
+    if not panels:
         raise InputError(
             "The log has fewer than two points of loss or evaluation score; train for longer, or "
             "log more often with --logging_steps."
         )
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    name, score = _score(log_history)
-    # Told apart by line and marker, so that they are in greyscale too.
-    panels: list[tuple[str, _Points, dict[str, Any]]] = [
-        ("training loss", _loss(log_history), {"color": "0.0", "linestyle": "-"}),
-        (name, score, {"color": "0.35", "linestyle": "--", "marker": "o", "markersize": 4}),
-    ]
-    panels = [panel for panel in panels if len(panel[1][0]) > 1]
-    # Settings of the user's own would give another picture on another machine.
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        figure = Figure(figsize=(7, 2.2 * len(panels) + 0.6), dpi=110, layout="constrained")
-        canvas = FigureCanvasAgg(figure)
-        axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        for axis, (label, (steps, values), style) in zip(axes, panels, strict=True):
+    def draw(figure: Any) -> None:
+        left = figure
+        if len(way) > 1:
+            left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+            draw_plane(right.subplots(), way)
+        axes = left.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, (_, label, (steps, values), style) in zip(axes, panels, strict=True):
             axis.plot(steps, values, linewidth=1.5, **style)
             axis.set_ylabel(label)
-            axis.grid(color="0.85", linewidth=0.6)
-            axis.spines[["top", "right"]].set_visible(False)
         axes[-1].set_xlabel("step")
-        # matplotlib's version, which it writes by default, would differ between machines.
-        canvas.print_png(str(path), metadata={"Software": None})
+
+    size = (9.6, 4.2) if len(way) > 1 else (7.0, 2.2 * len(panels) + 0.6)
+    Path(path).write_bytes(render("training", draw, size, dpi=110).png)
 
 
-def _loss(log_history: _LogHistory) -> _Points:
-    return _points(log_history, "loss")
+def _panels(log_history: _LogHistory) -> list[tuple[str, str, _Points, dict[str, Any]]]:
+    """In words, the axis label, the points and their style, told apart in greyscale too."""
+    name, score = _score(log_history)
+    panels: list[tuple[str, str, _Points, dict[str, Any]]] = [
+        ("training loss", "training loss", _points(log_history, "loss"), {"color": INK}),
+        (
+            "evaluation score",
+            name,
+            score,
+            {"color": MUTED, "linestyle": "--", "marker": "o", "markersize": 4},
+        ),
+    ]
+    return [panel for panel in panels if len(panel[2][0]) > 1]
 
 
 def _score(log_history: _LogHistory) -> tuple[str, _Points]:

@@ -117,13 +117,13 @@ def evaluate_sts(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:
         gold = list(tasks[name]["score"])
         found = metric.compute(predictions=cosines.tolist(), references=gold)
         results[f"{name}_spearman"] = found["spearman"]
-        alike = torch.tensor(gold, dtype=torch.float64) > 0.8 * _scale(gold)
+        alike = torch.tensor(gold, dtype=torch.float64) > 0.8 * scale_of(gold)
         positives.append((first[alike], second[alike]))
     results["avg_sts"] = sum(results.values()) / len(results)
     return results | _describe_space(embeddings, positives)
 
 
-def _scale(scores: Sequence[float]) -> float:
+def scale_of(scores: Sequence[float]) -> float:
     """The highest score there could be: scales end at 1, at 5, or where the data do."""
     highest = max(scores)
     return next((top for top in (1.0, 5.0) if highest <= top), highest)

@@ -47,7 +47,7 @@ class CardFacts:
         examples: A few rows, a text per column.
         steps: Optimizer steps done.
         best_step: The step that the saved model and its scores are from, if not the last.
-        figure: `training_curve.png` is beside the card.
+        figure: What `training_curve.png`, which is beside the card, shows.
         scores: Task -> Spearman correlation times 100, after training.
         scores_before: The same before training.
         evaluated_on: Task -> its data.
@@ -84,7 +84,7 @@ class CardFacts:
     examples: Sequence[Sequence[str]] = ()
     steps: int = 0
     best_step: int | None = None
-    figure: bool = False
+    figure: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     scores_before: Mapping[str, float] = field(default_factory=dict)
     evaluated_on: Mapping[str, EvaluatedOn] = field(default_factory=dict)

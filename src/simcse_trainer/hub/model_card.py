@@ -184,7 +184,7 @@ _FULL = replace(
     examples=[["a text"]],
     steps=3,
     best_step=2,
-    figure=True,
+    figure="Training loss over the steps",
     scores={"stsb": 80.0},
     scores_before={"stsb": 70.0},
     evaluated_on={"stsb": EvaluatedOn("mteb/stsbenchmark-sts", split="test")},

@@ -162,6 +162,24 @@ class SimCSEModel(nn.Module):
             loss = self._predict_masked(hidden, mlm_labels.flatten())
             return SimCSEOutput(embeddings=embeddings, mlm_loss=loss)
 
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        **indices: Tensor,
+    ) -> list[Tensor]:
+        """What each layer makes of a batch as `build_batch` makes it.
+
+        Returns:
+            The embedding output and the output of each layer: [T, D] of the real tokens, sentence
+            by sentence.
+        """
+        out = self._run_backbone(input_ids, attention_mask, indices, all_layers=True)
+        if attention_mask is None:
+            return [state[0] for state in out.hidden_states]
+        return [state[attention_mask.bool()] for state in out.hidden_states]
+
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's, which the Trainer asks for with `neftune_noise_alpha`."""
         embeddings: nn.Module = self.backbone.get_input_embeddings()
@@ -212,12 +230,7 @@ class SimCSEModel(nn.Module):
         Of the last layer if `last`, else of the layers that the pooling mode reads.
         """
         pair = self.pooling_mode in LAYER_PAIRS and not last
-        layers = {"output_hidden_states": pair}
-        if attention_mask is None:
-            assert self.position_offset is not None
-            out = run_packed(self.backbone, input_ids, indices, self.position_offset, **layers)
-        else:
-            out = self.backbone(input_ids=input_ids, attention_mask=attention_mask, **layers)
+        out = self._run_backbone(input_ids, attention_mask, indices, all_layers=pair)
         hidden = out.last_hidden_state
         if pair:
             hidden = select_layers(out.hidden_states, self.pooling_mode)
@@ -225,3 +238,17 @@ class SimCSEModel(nn.Module):
             assert lengths is not None
             return hidden[0], lengths
         return hidden[attention_mask.bool()], attention_mask.sum(1)
+
+    def _run_backbone(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        indices: dict[str, Tensor],
+        *,
+        all_layers: bool,
+    ) -> Any:
+        layers = {"output_hidden_states": all_layers}
+        if attention_mask is not None:
+            return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **layers)
+        assert self.position_offset is not None
+        return run_packed(self.backbone, input_ids, indices, self.position_offset, **layers)

@@ -6,7 +6,11 @@ import sys
 import pytest
 from conftest import fails
 
-from simcse_trainer.evaluation.plots import can_draw_training_curve, draw_training_curve
+from simcse_trainer.evaluation.plots import (
+    can_draw_training_curve,
+    describe_training_curve,
+    draw_training_curve,
+)
 
 LOG = [
     {"step": 0, "eval_stsb_spearman": 60.0, "eval_avg_sts": 60.0},
@@ -75,3 +79,24 @@ def test_fewer_than_two_points_are_no_curve(log, tmp_path):
     fails(lambda: draw_training_curve(log, tmp_path / "x.png"), "fewer than two points")
     assert not list(tmp_path.glob("*.png"))
     assert can_draw_training_curve(LOG)
+
+
+def test_the_path_through_the_space_is_beside_it_where_it_was_logged(tmp_path):
+    from PIL import Image
+
+    space = [{"eval_alignment": 0.1, "eval_uniformity": -1.0}, {}, {}]
+    space += [{"eval_alignment": 0.2, "eval_uniformity": -2.0}, {}, {}]
+    log = [entry | more for entry, more in zip(LOG, space, strict=True)]
+    both = "Training loss and evaluation score over the steps"
+    assert describe_training_curve(LOG) == both
+    assert (
+        describe_training_curve(log)
+        == f"{both}, and the path in the plane of alignment and uniformity"
+    )
+    assert describe_training_curve(LOG[1:3]) == "Training loss over the steps"
+    assert describe_training_curve(LOG[1:2]) == ""
+    draw_training_curve(log, tmp_path / "path.png")
+    draw_training_curve(LOG, tmp_path / "curve.png")
+    with Image.open(tmp_path / "path.png") as path, Image.open(tmp_path / "curve.png") as curve:
+        assert path.width > curve.width
+        assert all(r == g == b for _, (r, g, b) in path.convert("RGB").getcolors(10**6))

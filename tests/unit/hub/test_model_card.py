@@ -33,7 +33,7 @@ UNSUPERVISED = CardFacts(
     examples=[["YMCA in South Australia"], ["South Australia (SA)  unfolds | as a state"]],
     steps=15_625,
     best_step=12_500,
-    figure=True,
+    figure="Training loss and evaluation score over the steps",
     scores={"stsb": 82.456, "avg_sts": 82.456},
     scores_before={"stsb": 31.7, "avg_sts": 31.7},
     evaluated_on={"stsb": EvaluatedOn("mteb/stsbenchmark-sts", split="validation")},

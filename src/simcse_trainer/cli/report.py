@@ -1,0 +1,113 @@
+"""`simcse-trainer report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from simcse_trainer.evaluation.report import Measured
+
+EXAMPLE = (
+    "simcse-trainer report outputs/unsup_bert_base --baseline bert-base-uncased "
+    "--baseline_pooling_mode cls"
+)
+
+
+def report(
+    model: Annotated[
+        str, typer.Argument(help="The output_dir of a run, any model folder, or a name on the Hub.")
+    ],
+    baseline: Annotated[
+        str | None, typer.Option(help="What to compare it with, such as its backbone.")
+    ] = None,
+    baseline_pooling_mode: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline_pooling_mode", help="How to read the baseline. Default: as it says, or cls."
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The folder for the page and the figures.")] = Path(
+        "report"
+    ),
+    tasks: Annotated[
+        list[str],
+        typer.Option(
+            help="Scored pairs: a task's name, or a file of sentence1, sentence2, score. Given "
+            "several times, they are put together."
+        ),
+    ] = ["stsb"],  # noqa: B006 - typer copies it
+    split: Annotated[str, typer.Option(help="Of the tasks that are named.")] = "test",
+    data_dir: Annotated[
+        str | None,
+        typer.Option("--data_dir", help="Folder of <task>/<split>.csv. Default: from the Hub."),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="The output_dir of the training run whose path is drawn. Default: MODEL."
+        ),
+    ] = None,
+) -> None:
+    """Show where a model's embeddings lie: one HTML page, and its figures as PNG."""
+    from simcse_trainer.evaluation.measuring import band_labels, different_sentences
+    from simcse_trainer.evaluation.plots_style import require_matplotlib
+    from simcse_trainer.evaluation.report import write_report
+    from simcse_trainer.evaluation.sts import load_sts_tasks
+
+    require_matplotlib()
+    path = _read_path(run, model)
+    loaded = load_sts_tasks(tasks, split=split, data_dir=data_dir)
+    measured = _measure(model, None, loaded)
+    other = _measure(baseline, baseline_pooling_mode, loaded) if baseline else None
+    page = write_report(
+        output,
+        measured,
+        other,
+        data=", ".join(task if Path(task).suffix else f"{task} ({split})" for task in tasks),
+        sentences=len(different_sentences(loaded)),
+        bands=band_labels(loaded),
+        path=path,
+    )
+    typer.echo(f"The report is {page}; its figures are beside it.")
+
+
+def _measure(name: str, pooling_mode: str | None, tasks: Any) -> Measured:
+    import torch
+
+    from simcse_trainer.evaluation.measuring import measure_space
+    from simcse_trainer.evaluation.report import Measured
+    from simcse_trainer.hub.snapshot import find_model
+    from simcse_trainer.model.modeling import SimCSEModel
+
+    # A run that was stopped has its model in a checkpoint.
+    place = find_model(Path(name)) if Path(name).is_dir() else name
+    model = SimCSEModel.from_pretrained(place, pooling_mode=pooling_mode)
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())
+    space = measure_space(model, tasks, show_progress_bar=True)
+    return Measured(name, model.pooling_mode, space)
+
+
+def _read_path(run: Path | None, model: str) -> list[Any]:
+    from simcse_trainer.checkpoints import find_checkpoint
+    from simcse_trainer.errors import InputError
+    from simcse_trainer.evaluation.plots_space import read_path
+    from simcse_trainer.hub.snapshot import read_state
+
+    folder = run or Path(model)
+    if not folder.is_dir():
+        if run is not None:
+            raise InputError(f"There is no folder {run}; pass the output_dir of a training run.")
+        return []
+    checkpoint = find_checkpoint(folder)
+    state = read_state(folder) or (read_state(checkpoint) if checkpoint else {})
+    path = read_path(state.get("log_history", []))
+    if run is not None and not path:
+        raise InputError(
+            f"{run} has no trainer_state.json with eval_alignment and eval_uniformity. Pass the "
+            "output_dir of a run with --eval_tasks and --eval_strategy, or leave out --run."
+        )
+    return path

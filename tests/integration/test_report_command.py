@@ -1,0 +1,90 @@
+"""`simcse-trainer report`, as it is typed."""
+
+import json
+import sys
+
+import pytest
+from conftest import WORDS
+from test_trainer import build_model
+
+from simcse_trainer import cli
+
+LOG = [
+    {"step": step, "eval_alignment": 0.1 * step, "eval_uniformity": -1.0 * step}
+    for step in range(3)
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A trained folder, and pairs to measure it on; the working folder is theirs."""
+    pytest.importorskip("matplotlib", reason="pip install simcse-trainer[plots]")
+    monkeypatch.chdir(tmp_path)
+    build_model().save_pretrained(tmp_path / "run")
+    (tmp_path / "run/trainer_state.json").write_text(json.dumps({"log_history": LOG}))
+    rows = [
+        f"{' '.join(WORDS[i : i + 3])},{' '.join(WORDS[i + 1 : i + 4])},{i % 6}" for i in range(12)
+    ]
+    (tmp_path / "pairs.csv").write_text("\n".join(["sentence1,sentence2,score", *rows]))
+    return tmp_path
+
+
+def report(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["simcse-trainer", "report", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code or 0
+
+
+def test_a_run_against_another_reading_of_it(folder, monkeypatch, capsys):
+    given = ["run", "--tasks", "pairs.csv", "--baseline", "run", "--baseline_pooling_mode", "max"]
+    assert report(monkeypatch, *given) == 0
+    assert (
+        capsys.readouterr().out == "The report is report/report.html; its figures are beside it.\n"
+    )
+    page = (folder / "report/report.html").read_text(encoding="utf-8")
+    assert "max pooling" in page
+    assert "cls pooling" in page
+    assert "The line is the training run" in page
+    assert "pairs.csv" in page
+    assert (folder / "report/alignment_uniformity.png").is_file()
+
+
+def test_a_task_of_a_folder_and_no_run(folder, monkeypatch):
+    (folder / "data/stsb").mkdir(parents=True)
+    (folder / "pairs.csv").rename(folder / "data/stsb/validation.csv")
+    (folder / "run/trainer_state.json").unlink()
+    words = ["run", "--data_dir", "data", "--split", "validation", "--output", "out"]
+    assert report(monkeypatch, *words) == 0
+    page = (folder / "out/report.html").read_text(encoding="utf-8")
+    assert "stsb (validation)" in page
+    assert "training run" not in page
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "--tasks", "gone.csv"], ("gone.csv",)),
+        (
+            ["run", "--tasks", "pairs.csv", "--run", "gone"],
+            ("There is no folder gone", "output_dir"),
+        ),
+        (
+            ["run", "--tasks", "pairs.csv", "--run", "."],
+            ("no trainer_state.json", "--eval_strategy"),
+        ),
+        (["gone", "--tasks", "pairs.csv"], ("gone",)),
+        ([".", "--tasks", "pairs.csv"], ("holds no model",)),
+        (
+            ["run", "--tasks", "pairs.csv", "--baseline", "run", "--baseline_pooling_mode", "x"],
+            ("pooling_mode is 'x'; expected one of cls",),
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(folder, monkeypatch, capsys, words, expected):
+    assert report(monkeypatch, *words) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    for part in expected:
+        assert part in line
+    assert not (folder / "report").exists()
