@@ -66,7 +66,7 @@ def report(
         output,
         measured,
         other,
-        data=", ".join(task if Path(task).suffix else f"{task} ({split})" for task in tasks),
+        data=", ".join(_show(task) if Path(task).suffix else f"{task} ({split})" for task in tasks),
         sentences=len(different_sentences(loaded)),
         bands=band_labels(loaded),
         path=path,
@@ -88,7 +88,12 @@ def _measure(name: str, pooling_mode: str | None, tasks: Any) -> Measured:
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     space = measure_space(model, tasks, show_progress_bar=True)
-    return Measured(name, model.pooling_mode, space)
+    return Measured(_show(name), model.pooling_mode, space)
+
+
+def _show(name: str) -> str:
+    """An absolute path is of one machine."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _read_path(run: Path | None, model: str) -> list[Any]:

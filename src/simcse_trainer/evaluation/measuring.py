@@ -47,8 +47,8 @@ class Space:
         pairs: Per band, how many.
         grid: Cosines.
         layers: Measure -> value after the embeddings and after each layer: `anisotropy` of all
-            tokens, and less that `intra_sentence_similarity` and, where a word is in several
-            sentences, `self_similarity`.
+            tokens, and adjusted for it `intra_sentence_similarity` and, where a word is in several
+            sentences, `self_similarity`. Empty where the tokenizer knows no word.
     """
 
     metrics: Mapping[str, float]
@@ -128,6 +128,8 @@ def band_labels(tasks: Mapping[str, Any]) -> list[str]:
 
 
 def _measure_layers(tokens: TokenStates) -> dict[str, list[float]]:
+    if len(tokens.token_ids) < 2:
+        return {}
     sentences = torch.arange(len(tokens.lengths)).repeat_interleave(tokens.lengths)
     # A word's contexts are sentences: where one has it twice, the first time counts.
     both = torch.stack([sentences, tokens.token_ids]).numpy()

@@ -118,27 +118,30 @@ def cosine_figure(
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
-        curves: dict[str, list[tuple[float, float]]] = {}
-        lowest = 1.0
+        drawn: list[tuple[float, float]] = []
+        peaks: dict[int, list[Label]] = {}
         for name, rows in densities.items():
             # Each model's highest peak is as high as a row: a narrow cone would flatten the other.
             highest = max(max(row, default=0) for row in rows)
             for band, row in enumerate(rows):
+                if not row:
+                    continue
                 curve = [
                     (cosine, band + 0.88 * value / highest)
-                    for cosine, value in zip(grid, row, strict=False)
+                    for cosine, value in zip(grid, row, strict=True)
                     if value > highest / 200
                 ]
-                if not curve:
-                    continue
                 x, y = zip(*curve, strict=True)
                 if name == "model":
                     axis.fill_between(x, band, y, color=MODEL_FILL, linewidth=0, zorder=1.5)
                 axis.plot(x, y, **_LINES[name])
-                curves[name], lowest = curve, min(lowest, *x)
+                drawn += curve
+                peak = max(curve, key=lambda at: at[1])
+                peaks.setdefault(band, []).append(Label(*peak, name, _COLORS[name]))
+        lowest = min(x for x, _ in drawn)
         axis.set_xlim(lowest, 1.0)
         axis.hlines(range(len(bands)), lowest, 1.0, color=MUTED, linewidth=0.7, zorder=1.4)
-        axis.set_ylim(-0.05, len(bands) + 0.35)
+        axis.set_ylim(-0.05, len(bands) + 0.1)
         axis.set_yticks(
             range(len(bands)),
             [f"{band}\n({n:,} pairs)" for band, n in zip(bands, pairs, strict=True)],
@@ -148,12 +151,8 @@ def cosine_figure(
         axis.spines["left"].set_visible(False)
         axis.set_xlabel("cosine of the two embeddings")
         axis.set_ylabel("gold score of the pair")
-        tops = {name: max(curve, key=lambda at: at[1]) for name, curve in curves.items()}
-        place_labels(
-            axis,
-            [Label(*top, name, _COLORS[name]) for name, top in tops.items()],
-            [at for curve in curves.values() for at in curve],
-        )
+        # Named in the row where the two are furthest apart.
+        place_labels(axis, max(peaks.values(), key=lambda row: abs(row[0].x - row[-1].x)), drawn)
 
     return render("cosines", draw, (5.4, 4.9))
 

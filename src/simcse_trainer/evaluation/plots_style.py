@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,7 @@ def place_labels(
         labels: The first have first choice.
         obstacles: Points of the data that no text may cover.
     """
+    from matplotlib.text import Text
     from matplotlib.transforms import Bbox
 
     figure = axis.figure.figure  # of subfigures too
@@ -145,11 +147,17 @@ def place_labels(
     ]
     texts = [text.get_window_extent(renderer) for text in axis.texts]
     frame = axis.get_window_extent(renderer)
+    labelled: list[tuple[float, float]] = []
     for label in labels:
+        at = axis.transData.transform((label.x, label.y))
+        if label.optional and any(math.dist(at, other) < 36 * point for other in labelled):
+            continue
         tries = []
         for distance, (right, up) in product((9, 14, 20, 30, 42), _DIRECTIONS):
             text = _annotate(axis, label, distance, right, up)
-            box = text.get_window_extent(renderer).padded(1.5 * point)
+            text.update_positions(renderer)
+            # An annotation's own extent has its line in it.
+            box = Text.get_window_extent(text, renderer).padded(1.5 * point)
             text.remove()
             inside = frame.containsx(box.x0) and frame.containsx(box.x1)
             inside = inside and frame.containsy(box.y0) and frame.containsy(box.y1)
@@ -160,9 +168,10 @@ def place_labels(
         if not (label.optional and (unreadable or across)):
             _annotate(axis, label, distance, right, up)
             texts.append(box)
+            labelled.append(at)
 
 
-_DIRECTIONS = ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (0, -1), (1, -1), (-1, -1))
+_DIRECTIONS = ((1, 0), (0, 1), (1, 1), (-1, 1), (-1, 0), (0, -1), (1, -1), (-1, -1))
 
 
 def _annotate(axis: Any, label: Label, distance: float, right: int, up: int) -> Any:

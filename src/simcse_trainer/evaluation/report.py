@@ -123,15 +123,7 @@ def draw_figures(
         for name, space in spaces.items()
         if {"alignment", "uniformity"} <= set(space.metrics)
     }
-    plane = ReportFigure(
-        "alignment_uniformity",
-        "Alignment and uniformity",
-        "Lower is better on both axes: alignment says how far apart texts of one meaning lie, "
-        "uniformity how unevenly all texts are spread."
-        + (" The line is the training run, on its own evaluation data." if path else ""),
-        plane_figure(points, path),
-    )
-    others = [
+    figures = [
         ReportFigure(
             "cosine_by_score",
             "Cosines by gold score",
@@ -154,16 +146,30 @@ def draw_figures(
                 {name: space.effective_rank for name, space in spaces.items()},
             ),
         ),
-        ReportFigure(
-            "layer_similarity",
-            "Token embeddings by layer",
-            "Anisotropy is the mean cosine of all tokens; what a word's embeddings have in common "
-            "beyond that (self-similarity) falls as they depend more on their context, and what "
-            "those of a sentence have in common grows as they come to stand for all of it.",
-            layers_figure({name: space.layers for name, space in spaces.items()}),
-        ),
     ]
-    return [plane, *others] if points or path else others
+    if all(space.layers for space in spaces.values()):
+        figures.append(
+            ReportFigure(
+                "layer_similarity",
+                "Token embeddings by layer",
+                "Anisotropy is the mean cosine of all tokens; what a word's embeddings have in "
+                "common beyond that (self-similarity) falls as they depend more on their context, "
+                "and what those of a sentence have in common grows as they come to stand for all "
+                "of it.",
+                layers_figure({name: space.layers for name, space in spaces.items()}),
+            )
+        )
+    if not (points or path):
+        return figures
+    plane = ReportFigure(
+        "alignment_uniformity",
+        "Alignment and uniformity",
+        "Lower is better on both axes: alignment says how far apart texts of one meaning lie, "
+        "uniformity how unevenly all texts are spread."
+        + (" The line is the training run, on its own evaluation data." if path else ""),
+        plane_figure(points, path),
+    )
+    return [plane, *figures]
 
 
 def _table(spaces: Mapping[str, Space]) -> list[dict[str, str]]:

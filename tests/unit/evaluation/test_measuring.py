@@ -47,6 +47,8 @@ def test_self_similarity_is_over_sentences_and_absent_without_enough_of_them(mod
     twice = ["dog dog dog dog dog dog", "cat"]
     few = {"sentence1": twice, "sentence2": ["a", "a"], "score": [1, 5]}
     assert "self_similarity" not in measure_space(model, {"few": few}).layers
+    unknown = {"sentence1": ["x", "y z"], "sentence2": ["v", "w"], "score": [1, 5]}
+    assert measure_space(model, {"unknown": unknown}).layers == {}
     many = {
         "sentence1": [f"dog {word}" for word in WORDS[:5]],
         "sentence2": ["a"] * 5,

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -109,3 +110,5 @@ def test_what_is_not_known_is_left_out(tmp_path):
     assert "baseline</strong>" not in text
     assert not re.search(r"\bnan\b|None", re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
     assert "<td>–</td>" in text
+    write(tmp_path / "wordless", replace(SPACE, layers={}))
+    assert not (tmp_path / "wordless/layer_similarity.png").exists()
