@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
+from simcse_trainer.data.augmentation import AUGMENTATIONS, DEFAULT_RATE
 from simcse_trainer.errors import InputError
 from simcse_trainer.hub.metadata import check_language, check_license
 from simcse_trainer.model.adapters import lora_config
@@ -221,6 +222,18 @@ class SimCSETrainingArguments(TrainingArguments):
     mask_duplicate_negatives: bool = _option(
         True, "Do not count a text as negative of an anchor that it equals or belongs to."
     )
+    augmentation: str = _option(
+        "dropout",
+        "What tells the two views of a sentence apart, in unsupervised training: dropout alone; "
+        "beside it crop, word_deletion or word_shuffle, which change the words of the second view "
+        "(words are what spaces separate); or none, which switches all dropout off.",
+        choices=list(AUGMENTATIONS),
+    )
+    augmentation_rate: float = _option(
+        DEFAULT_RATE,
+        "Share of a sentence's words that crop cuts off, word_deletion deletes or word_shuffle "
+        "moves; at least one word (word_shuffle: two), as far as there are others.",
+    )
     gather_across_devices: bool = _option(
         True, "Count the sentences of all processes as negatives, not only those of one's own."
     )
@@ -278,6 +291,11 @@ class SimCSETrainingArguments(TrainingArguments):
         bounds: dict[str, tuple[bool, str]] = {
             "temperature": (self.temperature > 0, "more than 0"),
             "mlm_weight": (self.mlm_weight >= 0, "0 or more"),
+            "augmentation": (
+                self.augmentation in AUGMENTATIONS,
+                f"one of {', '.join(AUGMENTATIONS)}",
+            ),
+            "augmentation_rate": (0 < self.augmentation_rate < 1, "between 0 and 1"),
             "mlm_probability": (0 < self.mlm_probability < 1, "between 0 and 1"),
             "per_device_train_batch_size": (self.per_device_train_batch_size > 1, "2 or more"),
             "learning_rate": (self.learning_rate >= 0, "0 or more"),

@@ -131,7 +131,7 @@ def collect_facts(
         model_id=str(model_id or trainer.hub_model_id or args.hub_model_id or args.output_dir),
         **_describe_model(model, "adapter" if in_checkpoint else args.lora_save),
         base_model=_find_base_model(said.model_name or str(model.config._name_or_path or "")),
-        objective=_OBJECTIVES.get(min(trainer.views, 3), ""),
+        objective=_describe_objective(trainer.views, args),
         language=list(args.language),
         license=args.license or "",
         datasets=[name for name in said.datasets if is_repo_id(name)],
@@ -164,10 +164,18 @@ def collect_facts(
     )
 
 
-_OBJECTIVES = {
-    1: "unsupervised: each sentence is its own positive, under dropout",
-    2: "supervised, on pairs",
-    3: "supervised, with hard negatives",
+def _describe_objective(views: int, args: SimCSETrainingArguments) -> str:
+    if views == 1:
+        return f"unsupervised: {_POSITIVES[args.augmentation].format(args.augmentation_rate)}"
+    return {0: "", 2: "supervised, on pairs"}.get(views, "supervised, with hard negatives")
+
+
+_POSITIVES = {
+    "dropout": "each sentence is its own positive, under dropout",
+    "crop": "each sentence, cut short by {:.0%} of its words, is its own positive",
+    "word_deletion": "each sentence, without {:.0%} of its words, is its own positive",
+    "word_shuffle": "each sentence, with {:.0%} of its words out of place, is its own positive",
+    "none": "each sentence is its own positive, without dropout",
 }
 
 

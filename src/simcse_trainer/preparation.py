@@ -12,6 +12,8 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from simcse_trainer.arguments import SimCSETrainingArguments
+from simcse_trainer.data.augmentation import DEFAULT_RATE, DISCRETE, DiscreteAugmentation
+from simcse_trainer.data.collator import SimCSECollator
 from simcse_trainer.data.loading import prepare_dataset
 from simcse_trainer.data.pairs import check_scored_pairs
 from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
@@ -38,6 +40,11 @@ def tokenize_if_text(
         )
     if INPUT_IDS in (dataset.column_names or next(iter(dataset), {})):
         _check_tokenized(dataset, model)
+        if args.augmentation in DISCRETE:
+            raise InputError(
+                f"augmentation is '{args.augmentation}', which changes words, but train_dataset "
+                f"is tokenized ('{INPUT_IDS}'). Pass its text column."
+            )
         return dataset
     if model.tokenizer is None:
         raise InputError("train_dataset has text columns, but the model has no tokenizer.")
@@ -47,6 +54,7 @@ def tokenize_if_text(
             model.tokenizer,
             max_seq_length=model.max_seq_length,
             num_proc=num_proc,
+            keep_texts=args.augmentation in DISCRETE,
         )
 
 
@@ -222,10 +230,51 @@ def decide_head(model: SimCSEModel, views: int) -> None:
     )
 
 
+def set_up_augmentation(model: SimCSEModel, args: SimCSETrainingArguments, views: int) -> None:
+    """What tells the two views of a sentence apart; `none` switches the model's dropout off.
+
+    Raises:
+        InputError: The data has positives of its own.
+    """
+    if args.augmentation != "dropout" and views != 1:
+        raise InputError(
+            f"augmentation is '{args.augmentation}', which is for unsupervised data (one text "
+            f"column), but train_dataset has {views}. Leave it out, or pass one column: --columns "
+            "sent0"
+        )
+    model.dropout = args.augmentation != "none"
+    if not model.dropout:
+        logger.info(
+            "augmentation none: all dropout is off, so the two views of a sentence are identical "
+            "and training only drives different sentences apart."
+        )
+
+
+def build_collator(model: SimCSEModel, args: SimCSETrainingArguments) -> SimCSECollator:
+    """The collator for a model's batches, with the augmentation that changes texts."""
+    augmentation = None
+    if args.augmentation in DISCRETE and model.tokenizer is not None:
+        augmentation = DiscreteAugmentation(
+            args.augmentation,
+            args.augmentation_rate,
+            args.seed,
+            model.tokenizer,
+            model.max_seq_length,
+        )
+    return SimCSECollator(model.pad_token_id, model.padding_free, augmentation)
+
+
 def warn_of_settings(args: SimCSETrainingArguments, views: int) -> None:
     """Settings that do less than they seem to."""
     if args.hard_negative_weight and views < 3:
         logger.warning("hard_negative_weight has no effect: the data has no hard negatives.")
+    if args.augmentation == "none" and args.activation_checkpointing:
+        logger.warning(
+            "activation_checkpointing has no effect with augmentation none: transformers "
+            "recomputes activations only where dropout is on."
+        )
+    if args.augmentation_rate != DEFAULT_RATE and args.augmentation not in DISCRETE:
+        logger.warning("augmentation_rate has no effect with augmentation %s.", args.augmentation)
     steps, batch = args.gradient_accumulation_steps, args.per_device_train_batch_size
     if steps > 1 and args.mini_batch_size is None:
         logger.warning(

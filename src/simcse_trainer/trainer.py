@@ -16,7 +16,7 @@ from transformers.trainer_utils import speed_metrics
 
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.cached_step import CachedStep
-from simcse_trainer.data.collator import SimCSECollator
+from simcse_trainer.data.schema import ANCHOR
 from simcse_trainer.describing import RunDescription, take_examples
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import evaluate_sts
@@ -26,12 +26,14 @@ from simcse_trainer.model.saving import choose_lora_save, restore_model
 from simcse_trainer.objective import ContrastiveObjective, mask_tokens
 from simcse_trainer.objective.mlm import IGNORED
 from simcse_trainer.preparation import (
+    build_collator,
     check_evaluation,
     check_model,
     check_noise,
     check_size,
     count_views,
     decide_head,
+    set_up_augmentation,
     tasks_by_name,
     tokenize_if_text,
     warn_of_settings,
@@ -99,6 +101,7 @@ class SimCSETrainer(PushingTrainer):
             self.views = count_views(train_dataset)
             if args.should_save:
                 self.examples = take_examples(texts, model)
+            set_up_augmentation(model, args, self.views)
             decide_head(model, self.views)
             check_noise(model, self.views)
             warn_of_settings(args, self.views)
@@ -108,7 +111,7 @@ class SimCSETrainer(PushingTrainer):
             accelerator_config: Any = args.accelerator_config
             accelerator_config.dispatch_batches = False
         kwargs.setdefault("processing_class", model.tokenizer)
-        kwargs.setdefault("data_collator", SimCSECollator(model.pad_token_id, model.padding_free))
+        kwargs.setdefault("data_collator", build_collator(model, args))
         super().__init__(
             model=model,
             args=args,
@@ -224,6 +227,13 @@ class SimCSETrainer(PushingTrainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """The columns that reach the collator: it reads the texts, where it changes them."""
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if ANCHOR not in columns:
+            columns.append(ANCHOR)
 
     def _mask(self, input_ids: Tensor) -> dict[str, Tensor]:
         tokenizer: Any = self.processing_class

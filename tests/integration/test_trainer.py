@@ -240,6 +240,11 @@ RESUMED = {
     "accumulation": (TRIPLETS, {"gradient_accumulation_steps": 2}),
     "bf16": (TRIPLETS, {"bf16": True}),
     "worker": (TRIPLETS, {"dataloader_num_workers": 1}),
+    "augmentation": (UNSUPERVISED, {"augmentation": "word_deletion"}),
+    "augmentation-worker": (
+        UNSUPERVISED,
+        {"augmentation": "crop", "augmentation_rate": 0.4, "dataloader_num_workers": 2},
+    ),
 }
 
 

@@ -28,6 +28,7 @@ def test_yaml_values_get_the_types_of_their_options(config):
             config(
                 "learning_rate: 1e-4\nnum_train_epochs: 2\npadding_free: false\n"
                 "train_file: [a.csv, 'b c.csv']\nhard_negative_weight: -0.5\nmodel_revision:\n"
+                "augmentation: word_deletion\naugmentation_rate: 2e-1\n"
             ),
             "--use_cpu=true",
         ]
@@ -35,6 +36,7 @@ def test_yaml_values_get_the_types_of_their_options(config):
     assert training.learning_rate == pytest.approx(1e-4)
     assert training.num_train_epochs == 2.0
     assert training.hard_negative_weight == -0.5
+    assert (training.augmentation, training.augmentation_rate) == ("word_deletion", 0.2)
     assert model.padding_free is False
     assert model.model_revision is None
     assert data.train_file == ["a.csv", "b c.csv"]
@@ -56,6 +58,8 @@ def test_the_command_line_wins(config):
         ("lerning_rate: 1", r"unknown option 'lerning_rate'\. Did you mean 'learning_rate'\?"),
         ("learning_rate: fast", r"run\.yaml: --learning_rate: invalid float.*'fast'"),
         ("pooling_mode: median", r"run\.yaml: --pooling_mode: invalid choice: 'median'.*'cls'"),
+        ("augmentation: cut", r"--augmentation: invalid choice: 'cut'.*'word_deletion'"),
+        ("augmentation_rate: 10%", r"--augmentation_rate: invalid float.*'10%'"),
         ("padding_free: maybe", r"--padding_free.*maybe"),
         ("num_train_epochs: [1, 2]", r"run\.yaml: found a list with '2' where one value belongs"),
         ("temperature: 0", r"temperature is 0\.0; expected more than 0"),

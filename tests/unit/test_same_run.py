@@ -64,8 +64,12 @@ def test_another_batch_or_backbone_is_refused_with_both_values(checkpoint, tmp_p
 
 def test_other_options_are_named(checkpoint, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        check_same_run(identify(tmp_path, seed=7), checkpoint, allow_mismatch=False)
-    assert [r.message for r in caplog.records] == ["Resuming with a change: seed: 42 then, 7 now."]
+        run = identify(tmp_path, seed=7, augmentation="crop")
+        check_same_run(run, checkpoint, allow_mismatch=False)
+    assert [r.message for r in caplog.records] == [
+        "Resuming with a change: seed: 42 then, 7 now.",
+        "Resuming with a change: augmentation: dropout then, crop now.",
+    ]
 
 
 def test_a_checkpoint_that_says_nothing_passes(checkpoint, tmp_path):

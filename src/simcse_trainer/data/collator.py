@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from simcse_trainer.data.schema import ANCHOR
+from simcse_trainer.data.tokenization import INPUT_IDS
 from simcse_trainer.model.batching import build_batch
 
 
@@ -17,32 +20,37 @@ from simcse_trainer.model.batching import build_batch
 class SimCSECollator:
     """Makes batches of B examples with V views each, view-major: all anchors, all positives, ...
 
-    An example of one sentence becomes two views of it: dropout tells them apart.
+    An example of one sentence becomes two views of it: dropout tells them apart, or the second is
+    a changed copy.
 
     Attributes:
         pad_token_id: Fills padded batches.
         padding_free: Pack the batch instead of padding it.
+        augmentation: From the texts of a batch to token ids of changed copies, such as a
+            `DiscreteAugmentation`.
     """
 
     pad_token_id: int
     padding_free: bool = True
+    augmentation: Callable[[Sequence[str]], list[list[int]]] | None = None
 
-    def __call__(
-        self, examples: Sequence[Mapping[str, Sequence[Sequence[int]]]]
-    ) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Build the inputs of `SimCSEModel.forward`, and `text_ids`.
 
         Args:
-            examples: Each with `input_ids`: V lists of token ids, or one for unsupervised SimCSE.
+            examples: Each with `input_ids`: V lists of token ids, or one for unsupervised SimCSE;
+                for augmentation also the text `sent0`.
 
         Returns:
             What `build_batch` makes of the V * B sentences, and `text_ids` [V, B]: equal
             texts, equal integers, in every process.
         """
-        views = list(zip(*(example["input_ids"] for example in examples), strict=True))
+        views = list(zip(*(example[INPUT_IDS] for example in examples), strict=True))
+        if len(views) == 1 and self.augmentation:
+            views.append(tuple(self.augmentation([example[ANCHOR] for example in examples])))
+        elif len(views) == 1:
+            views *= 2
         identities = [[_identify(ids) for ids in view] for view in views]
-        if len(views) == 1:
-            views, identities = views * 2, identities * 2
         batch = build_batch(
             [ids for view in views for ids in view],
             padding_free=self.padding_free,

@@ -17,6 +17,7 @@ def tokenize_dataset(
     *,
     max_seq_length: int,
     num_proc: int | None = None,
+    keep_texts: bool = False,
 ) -> Dataset | IterableDataset:
     """Replace the text columns of each row by `input_ids`, one list of token ids per column.
 
@@ -25,6 +26,7 @@ def tokenize_dataset(
         tokenizer: Fast tokenizers use all cores by themselves.
         max_seq_length: Longer texts are cut, in tokens, special ones included.
         num_proc: Processes; more than one is for slow tokenizers.
+        keep_texts: Leave the text columns beside `input_ids`, for augmentation.
     """
     # A call sets the tokenizer's truncation. Doing so beforehand keeps its fingerprint, by which
     # datasets finds its cache, the same in every run.
@@ -40,9 +42,21 @@ def tokenize_dataset(
             "max_seq_length": max_seq_length,
             "columns": list(dataset.column_names),
         },
-        remove_columns=list(dataset.column_names),
+        remove_columns=[] if keep_texts else list(dataset.column_names),
         **options,
     )
+
+
+def tokenize_texts(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_seq_length: int
+) -> list[list[int]]:
+    """Token ids of each text, special ones included, cut to `max_seq_length`, never empty."""
+    ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_seq_length)[
+        "input_ids"
+    ]
+    # Some tokenizers give no token for a text of characters they drop.
+    filler = [tokenizer.pad_token_id or 0]
+    return [row or filler for row in ids]
 
 
 def _tokenize_rows(
@@ -51,10 +65,5 @@ def _tokenize_rows(
     max_seq_length: int,
     columns: Sequence[str],
 ) -> dict[str, list[list[list[int]]]]:
-    views = [
-        tokenizer(rows[column], truncation=True, max_length=max_seq_length)["input_ids"]
-        for column in columns
-    ]
-    # Some tokenizers give no token for a text of characters they drop.
-    filler = [tokenizer.pad_token_id or 0]
-    return {INPUT_IDS: [[ids or filler for ids in row] for row in zip(*views, strict=True)]}
+    views = [tokenize_texts(rows[column], tokenizer, max_seq_length) for column in columns]
+    return {INPUT_IDS: [list(row) for row in zip(*views, strict=True)]}

@@ -54,6 +54,9 @@ class SimCSEModel(nn.Module):
         mlm_head: For the auxiliary objective, or None.
         max_seq_length: Longer texts are cut, in tokens, special ones included.
         padding_free: Pack batches if the backbone then computes the same as with padding.
+
+    Attributes:
+        dropout: False switches all dropout off, also in training.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class SimCSEModel(nn.Module):
         # accelerate wraps `forward` in autocast for good; only from inside can it be switched off.
         self.full_precision = False
         self.head_use_is_a_guess = False
+        self.dropout = True
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> SimCSEModel:
@@ -193,6 +197,14 @@ class SimCSEModel(nn.Module):
         """The backbone's, which the Trainer asks for with `neftune_noise_alpha`."""
         embeddings: nn.Module = self.backbone.get_input_embeddings()
         return embeddings
+
+    def train(self, mode: bool = True) -> SimCSEModel:
+        """Switch between training and inference, as any module."""
+        super().train(mode)
+        if not self.dropout:
+            # Not by probabilities: many backbones keep those of the attention as plain numbers.
+            self.backbone.eval()
+        return self
 
     def encode(self, sentences: Sequence[str] | str, **options: Any) -> Tensor:
         """Embed texts; see `encoding.encode` for the options."""
