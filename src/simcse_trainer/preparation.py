@@ -115,7 +115,7 @@ def check_model(model: SimCSEModel, args: SimCSETrainingArguments) -> None:
     )
 
 
-def check_noise(model: SimCSEModel, views: int) -> None:
+def check_noise(model: SimCSEModel) -> None:
     """Unsupervised training needs two embeddings of one text that differ (the paper's section 3).
 
     Found out by trying, in training mode, with the random state put back.
@@ -124,7 +124,7 @@ def check_noise(model: SimCSEModel, views: int) -> None:
         InputError: They are equal.
     """
     # An adapter's output is zero at first, and its noise with it.
-    if views > 1 or has_adapter_dropout(model.backbone):
+    if has_adapter_dropout(model.backbone):
         return
     was_training = model.training
     model.train()

@@ -102,8 +102,9 @@ class SimCSETrainer(PushingTrainer):
             if args.should_save:
                 self.examples = take_examples(texts, model)
             set_up_augmentation(model, args, self.views)
+            if self.views == 1 and args.augmentation == "dropout":
+                check_noise(model)
             decide_head(model, self.views)
-            check_noise(model, self.views)
             warn_of_settings(args, self.views)
         check_evaluation(args, eval_dataset)
         if isinstance(train_dataset, IterableDataset):
