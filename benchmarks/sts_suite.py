@@ -82,6 +82,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             wall, processor = time.perf_counter(), time.process_time()
             found[name] = sides[name]()
             seconds[name].append((time.perf_counter() - wall, time.process_time() - processor))
+            took = "wall {:.1f} s, processor {:.1f} s".format(*seconds[name][-1])
+            print(f"round {i + 1}, {name}: {took}", flush=True)
     return {
         "sentences": len(everything),
         "different": len(set(everything)),
