@@ -196,8 +196,9 @@ def test_optimizers():
 
 
 def test_what_to_change_where_it_does_not_fit(folder, tmp_path):
-    words = ["--model_name_or_path", folder("bert"), "--output_dir", str(tmp_path / "out")]
-    words += ["--per_device_train_batch_size", "8", "--max_seq_length", "12", "--bf16", "true"]
+    words = ["--model_name_or_path", folder("bert", num_hidden_layers=1), "--bf16", "true"]
+    words += ["--per_device_train_batch_size", "4", "--max_seq_length", "36"]
+    words += ["--output_dir", str(tmp_path / "out")]
     bare = plan_run(words, views=2)
     assert bare.workload.gpu
     assert bare.choices == []
@@ -221,6 +222,9 @@ def test_errors(folder, tmp_path):
     fails(lambda: plan_run(words, tokens=13), "tokens is 13", "1 to 12")
     nowhere = ["--model_name_or_path", str(tmp_path / "nowhere")]
     fails(lambda: plan_run(nowhere), "nowhere", "--backbone_config")
+    adapter = tmp_path / "adapter"
+    load(ModelArguments(words[1], **ADAPTED), arguments(tmp_path)).save_pretrained(adapter)
+    fails(lambda: plan_run(["--model_name_or_path", str(adapter)]), "is an adapter", words[1])
     config = str(tmp_path / "config.json")
     assert plan_run([*nowhere, "--max_seq_length", "8"], backbone_config=config).plan.trained
 
