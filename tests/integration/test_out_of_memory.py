@@ -49,6 +49,8 @@ class Chunks(TrainerCallback):
 
 def train(folder, *, fail_at=(), prescribed=None, data=TRIPLETS, dropout=True, **options):
     model = build_model(mlm="mlm_weight" in options, **({} if dropout else NO_DROPOUT)).double()
+    if not dropout and data is UNSUPERVISED:
+        options["augmentation"] = "none"  # asked for, or identical views would be refused
     args = build_args(folder, max_steps=STEPS, mini_batch_size="auto", **options)
     chunks = Chunks(prescribed)
     trainer = SimCSETrainer(model, args, data, callbacks=[chunks])

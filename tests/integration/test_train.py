@@ -120,8 +120,10 @@ def test_the_script_prints_no_traceback(tmp_path):
         cwd=tmp_path,
     )
     assert found.returncode == 2
-    assert found.stderr.count("\n") == 1
-    assert "no_such.yaml does not exist" in found.stderr
+    # bitsandbytes, which transformers imports where it is installed, has a line of its own on CPUs.
+    said = [line for line in found.stderr.splitlines() if "gemm_4bit_forward" not in line]
+    assert len(said) == 1
+    assert "no_such.yaml does not exist" in said[0]
 
 
 @pytest.mark.parametrize(
