@@ -15,7 +15,7 @@ from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
-from simcse_trainer.model.layout import MODEL_FILES
+from simcse_trainer.model_files import MODEL_FILES
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "src/simcse_trainer"
 ROOMS = [
     "version",
     "errors",
+    "model_files",
     "objective",
     "model",
     "data",
@@ -70,6 +71,13 @@ def test_importing_the_package_is_silent_and_light():
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split()[0] == "False"
     assert run.stderr == ""
+
+
+def test_the_process_that_talks_to_the_hub_starts_without_torch():
+    """It is started for every run that pushes; torch would cost it seconds and memory."""
+    code = "import simcse_trainer.hub.worker, sys; print({'torch', 'transformers'} & {*sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
 
 
 def test_what_the_package_offers_is_there():

@@ -27,7 +27,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from simcse_trainer.evaluation.plots import TRAINING_CURVE
 from simcse_trainer.hub.failures import HubFailure
-from simcse_trainer.model.layout import MODEL_FILES
+from simcse_trainer.model_files import MODEL_FILES
 
 TRAINING_STATE = "training-state"
 SHA256 = "sha256.json"

@@ -33,21 +33,6 @@ DENSE = "sentence_transformers.models.Dense"
 # No such class: sentence-transformers names it in its error, and gives no wrong embedding.
 REFUSED = "simcse_trainer.BidirectionalAdapterToBeMergedFirst"
 
-# What of a model's folder would be in the way of another model's: which of these there are says
-# how the folder is to be loaded.
-MODEL_FILES = (
-    "config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "simcse_adapter.json",
-    "modules.json",
-    "[0-9]*_*/*",
-    "lora/*",
-    "adapter/*",
-)
-
 # The flags of Pooling's oldest form. "mean_sqrt_len_tokens" has no counterpart here.
 _POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
