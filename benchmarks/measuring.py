@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import random
 import statistics
 from collections.abc import Callable
 from importlib.metadata import version
@@ -32,8 +33,8 @@ def add_common_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     parser.add_argument("--output", help="also write the result there, as JSON")
 
 
-def random_bert(name: str, folder: Path) -> str:
-    """A folder with the model: random weights of BERT-base's sizes where that is the name."""
+def find_model(name: str, folder: Path) -> str:
+    """The model's folder or name: random weights of BERT-base's sizes where that is the name."""
     logging.set_verbosity_error()
     if name != BERT_BASE:
         return resolve_packaged(name)
@@ -53,6 +54,14 @@ def pick_rows(path: str, number: int) -> dict[str, list[str]]:
         raise SystemExit(f"{path} has {len(data)} rows; {number} are needed.")
     data = data.shuffle(seed=0).select(range(number))
     return {column: list(data[column]) for column in data.column_names}
+
+
+def read_texts(paths: list[str], number: int) -> list[str]:
+    """So many texts, of all columns; repeated, each time with another first word, if need be."""
+    data: list[Any] = [load_training_data([path]) for path in paths]
+    texts = [text for one in data for column in one.column_names for text in one[column]]
+    random.Random(0).shuffle(texts)
+    return [f"{i // len(texts) or ''} {texts[i % len(texts)]}".strip() for i in range(number)]
 
 
 def compare(

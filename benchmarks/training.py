@@ -12,13 +12,20 @@ Three sides train the same model on the same rows, one epoch of `--steps` batche
                             of all views, in which the loss is computed
 
 Each time is that of making the trainer and of `train()`: tokenizing, logging and the optimizer
-are in it, loading the model is not. `--phases` splits it.
+are in it, loading the model is not. `--phases` splits it. `--limit` also times the product of large
+matrices in the same rounds, and says what share of that rate the layers' products on real tokens
+reach (6 * parameters of the layers * tokens, with the optimizer and all else counted as time).
+`--memory` gives each side a process of its own and prints the largest resident memory instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import resource
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,7 +36,7 @@ from typing import Any
 import datasets
 import torch
 from datasets import Dataset
-from measuring import add_common_options, compare, pick_rows, random_bert, write
+from measuring import add_common_options, compare, find_model, pick_rows, write
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers import SentenceTransformerTrainingArguments as PeerArguments
 from sentence_transformers.base.modules import Transformer
@@ -41,6 +48,8 @@ from transformers import AutoModel, AutoTokenizer, Trainer, TrainingArguments
 from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
 
 OURS, PEER, PADDED = "simcse-trainer", "sentence-transformers", "padded"
+MATRICES = "20 large matrix products"
+_LARGE = 2048
 
 
 def main() -> None:
@@ -55,12 +64,39 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--sides", nargs="+", default=[OURS, PEER, PADDED])
     parser.add_argument("--phases", action="store_true", help="where the time of each side goes")
+    parser.add_argument("--limit", action="store_true", help="against the machine's matrix rate")
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     datasets.disable_caching()
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory() as folder:
-        options.model_name_or_path = random_bert(options.model_name_or_path, Path(folder))
-        write(measure(options, folder), options)
+        options.model_name_or_path = find_model(options.model_name_or_path, Path(folder))
+        if options.worker:
+            measure(options, folder)
+            print(peak_mib())
+        else:
+            write((compare_memory if options.memory else measure)(options, folder), options)
+
+
+def compare_memory(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Each side trains one epoch in a process of its own."""
+    peaks = {}
+    for side in options.sides:
+        words = [*sys.argv[1:], "--rounds", "0", "--worker", "--sides", side]
+        out = subprocess.run(
+            [sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+        peaks[side] = int(out.splitlines()[-1])
+        print(f"{side}: {peaks[side]} MiB, {peaks[side] / peaks[options.sides[0]]:.2f}")
+    return {"peak_mib": peaks}
+
+
+def peak_mib() -> int:
+    """The largest resident memory of this process, or the largest allocation on a GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() // 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def measure(options: argparse.Namespace, folder: str) -> dict[str, Any]:
@@ -74,8 +110,53 @@ def measure(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         for name, make in makers.items()
         if name in options.sides
     }
+    if options.worker:
+        for side in sides.values():
+            side()
+        return {}
+    if options.limit:
+        sides[MATRICES] = partial(multiply, torch.bfloat16 if options.bf16 else torch.float32)
     found = compare(sides, options.rounds, ours=OURS)
+    if options.limit:
+        found |= share_of_limit(found, options, rows)
     return found | ({"phases in seconds, last round": phases} if options.phases else {})
+
+
+def multiply(dtype: torch.dtype) -> float:
+    """Seconds for 20 products of large matrices, by the faster of the two ways that torch has."""
+    a, b = (torch.randn(_LARGE, _LARGE, dtype=dtype) for _ in range(2))
+    times = []
+    for product in (torch.mm, multiply_by_onednn):
+        start = time.perf_counter()
+        for _ in range(20):
+            product(a, b)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def multiply_by_onednn(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+
+
+def share_of_limit(
+    found: dict[str, Any], options: argparse.Namespace, rows: dict[str, list[str]]
+) -> dict[str, Any]:
+    """How much of the matrix rate the layers' products on real tokens reach, end to end."""
+    model = SimCSEModel.from_pretrained(options.model_name_or_path)
+    layers = sum(p.numel() for n, p in model.backbone.named_parameters() if "embeddings" not in n)
+    texts = [text for column in rows.values() for text in column] * (2 if len(rows) == 1 else 1)
+    ids = model.tokenizer(texts, truncation=True, max_length=options.max_seq_length)["input_ids"]
+    tokens = sum(map(len, ids))
+    medians = {name: statistics.median(times) for name, times in found["seconds"].items()}
+    limit = 20 * 2 * _LARGE**3 / medians.pop(MATRICES)
+    shares = {name: round(6 * layers * tokens / s / limit, 3) for name, s in medians.items()}
+    print(f"of the matrix rate, {limit / 1e9:.0f} GFLOP/s: {shares}")
+    return {
+        "tokens": tokens,
+        "parameters of the layers": layers,
+        "matrix rate in GFLOP/s": round(limit / 1e9),
+        "share of the matrix rate": shares,
+    }
 
 
 def train_once(
@@ -130,6 +211,7 @@ def common_arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]
         "per_device_train_batch_size": options.batch_size,
         "learning_rate": 2e-5,
         "bf16": options.bf16,
+        "use_cpu": not torch.cuda.is_available(),
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",

@@ -14,11 +14,8 @@ from transformers import TrainingArguments
 from simcse_trainer.data.augmentation import AUGMENTATIONS, DEFAULT_RATE
 from simcse_trainer.errors import InputError
 from simcse_trainer.hub.metadata import check_language, check_license
-from simcse_trainer.model.adapters import lora_config
-from simcse_trainer.model.backbones import DTYPES
-from simcse_trainer.model.head_weights import PROJECTION_HEADS
+from simcse_trainer.model.choices import DTYPES, LORA_SAVES, PROJECTION_HEADS
 from simcse_trainer.model.pooling import POOLING_MODES
-from simcse_trainer.model.saving import LORA_SAVES
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -140,6 +137,8 @@ class ModelArguments:
         """The settings of the adapter, where there is to be one."""
         if not self.use_lora:
             return None
+        from simcse_trainer.model.adapters import lora_config
+
         return lora_config(
             r=self.lora_r,
             alpha=self.lora_alpha,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +13,6 @@ from transformers import set_seed
 
 from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from simcse_trainer.checkpoints import find_checkpoint
-from simcse_trainer.config import parse_arguments
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.describing import RunDescription, changed_options
 from simcse_trainer.errors import InputError
@@ -23,36 +20,12 @@ from simcse_trainer.evaluation.sts import TASKS, load_sts_tasks
 from simcse_trainer.hub.callback import HubCheckpointCallback
 from simcse_trainer.hub.facts import EvaluatedOn
 from simcse_trainer.hub.resume import download_training_state
-from simcse_trainer.launching import check_processes, find_command
+from simcse_trainer.launching import check_processes
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.summary import format_summary, take_snapshot
 from simcse_trainer.trainer import SimCSETrainer
 
 logger = logging.getLogger(__name__)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line of `train_simcse.py`.
-
-    Returns:
-        The exit status: 0; 2 after one line on stderr about what the user can put right; 143 after
-        SIGTERM, with a checkpoint saved.
-    """
-    try:
-        words = sys.argv[1:] if argv is None else list(argv)
-        trainer = run_training(*parse_arguments(words), command=find_command(words))
-    except (InputError, OSError) as error:
-        # A DataLoader's worker sends its whole traceback along.
-        message = str(error).rsplit("InputError: ", 1)[-1]
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return 2
-    if trainer.interrupted:
-        step = trainer.state.global_step
-        if trainer.is_world_process_zero():
-            hint = "Go on with --resume_from_checkpoint true"
-            print(f"Stopped at step {step}. {hint}", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    return 0
 
 
 def run_training(

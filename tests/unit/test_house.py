@@ -32,6 +32,7 @@ ROOMS = [
     "summary",
     "launching",
     "train",
+    "entry",
     "planning",
     "cli",
 ]

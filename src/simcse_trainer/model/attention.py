@@ -138,8 +138,11 @@ def packed_attention(
         sliding_window += 1  # a decoder's window to both sides includes its edge
     if group_shapes is not None:
         parts = key_mask.split([n * length for n, length in group_shapes])
+        shared = query.shape[1] // key.shape[1]
         tokens = grouped_attention(
-            *_by_token(query, key, value),
+            query[0].transpose(0, 1),
+            repeat_kv(key, shared)[0].transpose(0, 1),
+            repeat_kv(value, shared)[0].transpose(0, 1),
             [
                 _visible_keys(part.view(shape), causal, sliding_window)
                 for part, shape in zip(parts, group_shapes, strict=True)
@@ -151,28 +154,27 @@ def packed_attention(
             dropout=kwargs.get("dropout", 0.0),
         )
         return tokens[None], None
+    query, key, value = (_pad(x, pad_index) for x in (query, key, value))
+    even = pad_index.numel() == len(unpad_index)  # all of one length
     out, _ = sdpa_attention_forward(
         module,
-        *(_pad(x, pad_index) for x in (query, key, value)),
-        _padded_mask(key_mask, causal, sliding_window),
+        query,
+        key,
+        value,
+        None if even and sliding_window is None else _padded_mask(key_mask, causal, sliding_window),
         is_causal=causal,
         **kwargs,
     )
-    return out.flatten(0, 1).index_select(0, unpad_index)[None], None
-
-
-def _by_token(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    """[1, heads, T, head size] -> [T, heads, head size], each key and value for all its queries."""
-    shared = query.shape[1] // key.shape[1]
-    return tuple(
-        repeat_kv(x, n)[0].transpose(0, 1) for x, n in ((query, 1), (key, shared), (value, shared))
-    )
+    tokens = out.flatten(0, 1)
+    return (tokens if even else tokens.index_select(0, unpad_index))[None], None
 
 
 def _pad(x: Tensor, pad_index: Tensor) -> Tensor:
     """[1, heads, T, head size] -> [N, heads, L, head size]."""
     tokens = x[0].transpose(0, 1)
-    padded: Tensor = tokens.index_select(0, pad_index.flatten()).unflatten(0, pad_index.shape)
+    if pad_index.numel() > len(tokens):
+        tokens = tokens.index_select(0, pad_index.flatten())
+    padded: Tensor = tokens.unflatten(0, pad_index.shape)
     return padded.transpose(1, 2)
 
 
@@ -188,11 +190,10 @@ def _visible_keys(key_mask: Tensor, causal: bool, window: int | None) -> Tensor:
     """True where a query may look, [N, 1 or L, L]."""
     length = key_mask.shape[1]
     mask = key_mask[:, None]
-    near = window is not None and window < length
-    if causal or near:
+    reach = length if window is None else min(window, length)
+    if causal or reach < length:
         places = torch.arange(length, device=key_mask.device)
         distance = places[:, None] - places
-        reach = window if near else length
         mask = mask & ((distance >= 0 if causal else distance > -reach) & (distance < reach))
         # A padded query may see nothing: it looks at itself instead, and is dropped afterwards.
         mask = mask | (distance == 0)

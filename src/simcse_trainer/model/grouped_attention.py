@@ -9,14 +9,14 @@ Shapes: T tokens, H heads of size D; a group has N sentences of at most L tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from simcse_trainer.model.dropout import dropout_mask
+from simcse_trainer.model.cpu_layers import dropout_mask
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -88,7 +88,8 @@ def _rows_of_heads(
 
 
 def _split(x: Tensor, shapes: Shapes, times: int = 1) -> tuple[Tensor, ...]:
-    return x.split([n * length * times for n, length in shapes])
+    parts: tuple[Tensor, ...] = x.split([n * length * times for n, length in shapes])
+    return parts
 
 
 class _GroupedAttention(torch.autograd.Function):
@@ -108,21 +109,16 @@ class _GroupedAttention(torch.autograd.Function):
     ) -> Tensor:
         q, k, v = (x.reshape(-1, x.shape[2]).index_select(0, pad_rows) for x in (query, key, value))
         out = torch.empty_like(v)
-        weights = []
-        for qg, kg, bias in zip(*(_groups(x, shapes, query) for x in (q, k)), biases, strict=True):
-            scores = torch.baddbmm(bias, qg, kg.mT, alpha=scaling)
-            weights.append(scores.softmax(-1))
+        qs, ks, vs, outs = (_by_group(x, shapes) for x in (q, k, v, out))
+        weights = [
+            torch.baddbmm(bias, one, other.mT, alpha=scaling).softmax(-1)
+            for bias, one, other in zip(biases, qs, ks, strict=True)
+        ]
         drop = None
         if dropout:
             drop = dropout_mask((sum(w.numel() for w in weights),), dropout, q.dtype)
-        for w, d, vg, og in zip(
-            weights,
-            _masks(drop, weights),
-            _groups(v, shapes, query),
-            _groups(out, shapes, query),
-            strict=True,
-        ):
-            torch.bmm(w if d is None else w * d, vg, out=og)
+        for kept, values, part in zip(_drop(weights, drop), vs, outs, strict=True):
+            torch.bmm(kept, values, out=part)
         ctx.save_for_backward(q, k, v, drop, pad_rows, unpad_rows, key_mask, *weights)
         ctx.options = shapes, scaling
         return out.index_select(0, unpad_rows).view(query.shape)
@@ -133,36 +129,39 @@ class _GroupedAttention(torch.autograd.Function):
         shapes, scaling = ctx.options
         q, k, v, drop, pad_rows, unpad_rows, key_mask, *weights = ctx.saved_tensors
         outer = gradient.reshape(-1, gradient.shape[2]).index_select(0, pad_rows)
-        grads = [torch.empty_like(q) for _ in range(3)]
-        real = _split(key_mask, shapes)
-        for i, parts in enumerate(
-            zip(*(_groups(x, shapes, gradient) for x in (q, k, v, outer, *grads)), strict=True)
-        ):
-            qg, kg, vg, og, dq, dk, dv = parts
-            # What padded queries gave is dropped: no gradient comes from there.
-            og.view(shapes[i][0], -1, *og.shape[1:]).mul_(real[i].view(shapes[i][0], 1, -1, 1))
-            w, d = weights[i], _masks(drop, weights)[i]
-            torch.bmm((w if d is None else w * d).mT, og, out=dv)
-            inner = torch.bmm(og, vg.mT)
-            if d is not None:
-                inner *= d
-            inner = torch._softmax_backward_data(inner, w, -1, w.dtype).mul_(scaling)
-            torch.bmm(inner, kg, out=dq)
-            torch.bmm(inner.mT, qg, out=dk)
+        _clear_padding(outer, key_mask, shapes)
+        grads = [torch.empty_like(x) for x in (q, k, v)]
+        qs, ks, vs, outers, dqs, dks, dvs = (_by_group(x, shapes) for x in (q, k, v, outer, *grads))
+        for i, kept in enumerate(_drop(weights, drop)):
+            torch.bmm(kept.mT, outers[i], out=dvs[i])
+        inners = [torch.bmm(part, values.mT) for part, values in zip(outers, vs, strict=True)]
+        for i, (w, inner) in enumerate(zip(weights, _drop(inners, drop), strict=True)):
+            scores = torch._softmax_backward_data(inner, w, -1, w.dtype).mul_(scaling)
+            torch.bmm(scores, ks[i], out=dqs[i])
+            torch.bmm(scores.mT, qs[i], out=dks[i])
         return (*(x.index_select(0, unpad_rows).view(gradient.shape) for x in grads), *[None] * 7)
 
 
-def _groups(x: Tensor, shapes: Shapes, like: Tensor) -> list[Tensor]:
-    """[places * H, D] -> views [N * H, L, D]."""
-    heads = like.shape[1]
-    parts = _split(x, shapes, heads)
+def _by_group(rows: Tensor, shapes: Shapes) -> list[Tensor]:
+    """[places * H, D] -> a view [N * H, L, D] of each group."""
+    heads = len(rows) // sum(n * length for n, length in shapes)
+    parts = _split(rows, shapes, heads)
     return [
         part.view(n * heads, length, -1) for part, (n, length) in zip(parts, shapes, strict=True)
     ]
 
 
-def _masks(drop: Tensor | None, weights: Sequence[Tensor]) -> list[Tensor | None]:
-    if drop is None:
-        return [None] * len(weights)
-    parts = drop.split([w.numel() for w in weights])
-    return [part.view(w.shape) for part, w in zip(parts, weights, strict=True)]
+def _drop(matrices: Sequence[Tensor], mask: Tensor | None) -> Iterator[Tensor]:
+    """Each matrix times its part of the mask, one at a time."""
+    if mask is None:
+        yield from matrices
+        return
+    for x, part in zip(matrices, mask.split([x.numel() for x in matrices]), strict=True):
+        yield x * part.view(x.shape)
+
+
+def _clear_padding(rows: Tensor, key_mask: Tensor, shapes: Shapes) -> None:
+    """Zero what is no token's: what padded queries gave is dropped, so that nothing comes back."""
+    masks = _split(key_mask, shapes)
+    for part, mask, (n, length) in zip(_by_group(rows, shapes), masks, shapes, strict=True):
+        part.unflatten(0, (n, -1)).mul_(mask.view(n, 1, length, 1))

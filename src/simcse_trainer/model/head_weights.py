@@ -14,7 +14,6 @@ from simcse_trainer.model.heads import MLMHead, ProjectionHead
 from simcse_trainer.model.layout import Layout, find_file
 
 TRAINING_HEADS = "training_heads.safetensors"
-PROJECTION_HEADS = ("mlp", "none", "pooler")
 
 
 def saved_heads(path: str, hub: dict[str, Any]) -> dict[str, Tensor]:

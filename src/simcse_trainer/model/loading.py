@@ -19,9 +19,10 @@ from simcse_trainer.model.adapter_folder import (
 )
 from simcse_trainer.model.adapters import add_adapter, load_adapter
 from simcse_trainer.model.backbones import load_backbone
+from simcse_trainer.model.choices import PROJECTION_HEADS
+from simcse_trainer.model.cpu_layers import speed_up
 from simcse_trainer.model.decoders import default_pooling, is_decoder, pad_on_the_right
 from simcse_trainer.model.head_weights import (
-    PROJECTION_HEADS,
     load_head,
     load_mlm_head,
     saved_heads,
@@ -111,6 +112,7 @@ def load_model(
         model.base_weights = describe_base(source.base_path, backbone, source.base_hub)
     model.prompts = dict(source.layout.prompts) if source.layout else {}
     model.max_seq_length = _max_length(max_seq_length, source.layout, model)
+    speed_up(model)
     _log_choices(model, name_or_path, asked=padding_free)
     return model
 
