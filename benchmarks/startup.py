@@ -31,7 +31,10 @@ class Stop(TrainerCallback):
         import os
         os._exit(0)
 
-pairs = {"sent0": [f"question {i}" for i in range(256)], "sent1": [f"answer {i}" for i in range(256)]}
+pairs = {
+    "sent0": [f"question {i}" for i in range(256)],
+    "sent1": [f"answer {i}" for i in range(256)],
+}
 """
 _SCRIPTS = {
     OURS: """

@@ -18,7 +18,7 @@ SENTENCES = [[2, *range(5, 3 + n), 3][:n] for n in LENGTHS.tolist()]
 def test_each_place_holds_its_token_and_each_token_finds_its_place():
     found = grouped_packing_indices(LENGTHS)
     shapes = found["group_shapes"]
-    assert len(shapes) == 4
+    assert len(shapes) == 3
     assert sum(n for n, _ in shapes) == len(LENGTHS)
     tokens = torch.arange(int(LENGTHS.sum()))
     assert found["pad_index"][found["unpad_index"]].tolist() == tokens.tolist()
@@ -33,8 +33,9 @@ def test_groups_hold_less_padding_than_one_rectangle():
     assert len(found["pad_index"]) < 0.7 * len(LENGTHS) * int(LENGTHS.max())
 
 
-def test_few_sentences_are_one_group():
+def test_where_groups_save_nothing_there_is_one():
     assert grouped_packing_indices(torch.tensor([3, 1]))["group_shapes"] == ((2, 3),)
+    assert grouped_packing_indices(torch.tensor([9] * 70))["group_shapes"] == ((70, 9),)
 
 
 def build_inputs(heads=2, size=3):
