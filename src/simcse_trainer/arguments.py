@@ -133,6 +133,11 @@ class ModelArguments:
         if self.load_in_4bit and self.load_in_8bit:
             raise InputError("load_in_4bit and load_in_8bit are both set; choose one.")
 
+    @property
+    def weights_dtype(self) -> str:
+        """What the backbone is loaded in: float32, and where it is frozen the checkpoint's type."""
+        return self.dtype or ("auto" if self.use_lora else "float32")
+
     def new_adapter(self) -> LoraConfig | None:
         """The settings of the adapter, where there is to be one."""
         if not self.use_lora:

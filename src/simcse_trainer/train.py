@@ -184,7 +184,6 @@ def _load_train_dataset(data_args: DataArguments, seed: int) -> Any:
 
 
 def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> SimCSEModel:
-    lora = model_args.new_adapter()
     return SimCSEModel.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
@@ -197,8 +196,8 @@ def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> Si
         append_eos_token=model_args.append_eos_token,
         bidirectional_attention=model_args.bidirectional_attention,
         attention_dropout=model_args.attention_dropout,
-        dtype=model_args.dtype or ("auto" if lora else "float32"),
-        lora=lora,
+        dtype=model_args.weights_dtype,
+        lora=model_args.new_adapter(),
         load_in_4bit=model_args.load_in_4bit or None,
         load_in_8bit=model_args.load_in_8bit or None,
         device=args.device,

@@ -49,6 +49,10 @@ def grouped_attention(
     Returns:
         [T, H, D].
     """
+    if torch.is_autocast_enabled("cpu"):
+        # As `scaled_dot_product_attention` does: some models normalise queries in float32.
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = (x.to(dtype) for x in (query, key, value))
     heads = query.shape[1]
     shapes = [(len(mask), mask.shape[-1]) for mask in masks]
     if scaling is None:
