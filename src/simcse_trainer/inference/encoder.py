@@ -119,7 +119,7 @@ class Encoder:
             batch_size=batch_size,
             max_length=max_length,
         )
-        found = torch.cat([torch.empty(0, self.embedding_dimension), *blocks])
+        found = self._join(blocks)
         found = found[0] if isinstance(sentence, str) and not keepdim else found
         return found.numpy() if return_numpy else found
 
@@ -131,11 +131,11 @@ class Encoder:
         normalize_to_unit: bool = True,
         batch_size: int = 64,
         max_length: int | None = None,
-    ) -> Iterator[Tensor]:
+    ) -> Iterator[tuple[list[str], Tensor]]:
         """Embed sentences as they come, in bounded memory; the arguments are those of `encode`.
 
         Yields:
-            [b, D], in order; b is 4096 but for the last block.
+            b texts and their embeddings [b, D], in order; b is 4096 but for the last block.
         """
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected 1 or more.")
@@ -143,7 +143,7 @@ class Encoder:
         while block := list(islice(numbered, _BLOCK_SENTENCES)):
             texts = [_check_text(number, text) for number, text in block]
             found = self._embed(texts, device, batch_size, max_length)[:, : self.truncate_dim]
-            yield normalize(found, dim=1) if normalize_to_unit else found
+            yield texts, normalize(found, dim=1) if normalize_to_unit else found
 
     def similarity(
         self, queries: Texts, keys: Texts, device: str | torch.device | None = None
@@ -173,6 +173,10 @@ class Encoder:
         if ours.ndim == 1:
             return float(found[0, 0]) if theirs.ndim == 1 else found[0]
         return found
+
+    def _join(self, blocks: Iterable[tuple[list[str], Tensor]]) -> Tensor:
+        empty = torch.empty(0, self.embedding_dimension)
+        return torch.cat([empty, *(embeddings for _, embeddings in blocks)])
 
     def _to_numpy(self, given: Texts, device: str | torch.device | None) -> np.ndarray:
         if isinstance(given, Tensor):

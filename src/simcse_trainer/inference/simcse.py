@@ -120,7 +120,7 @@ class SimCSE(Encoder):
         texts = tqdm(sentences, desc="Indexing", disable=not show_progress_bar)
         blocks = self.encode_stream(texts, device=device, batch_size=batch_size)
         faiss = ("cells" if faiss_fast else "flat") if use_faiss else None
-        packed = Vectors.join(Vectors.pack(block, storage) for block in blocks)
+        packed = Vectors.join(Vectors.pack(found, storage) for _, found in blocks)
         self.index = self._to_index(SavedIndex(sentences, packed, faiss))
 
     def add_to_index(
@@ -243,7 +243,7 @@ class SimCSE(Encoder):
         batch_size: int = 64,
     ) -> Tensor:
         blocks = self.encode_stream(texts, device=device, batch_size=batch_size)
-        return torch.cat([torch.empty(0, self.embedding_dimension), *blocks]).float()
+        return self._join(blocks).float()
 
 
 def _read_sentences(given: str | Path | Sequence[str]) -> list[str]:
