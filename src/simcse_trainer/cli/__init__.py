@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from simcse_trainer.cli import encode, evaluate, merge, plan, push, report, search, train
+from simcse_trainer.cli import demo, encode, evaluate, merge, plan, push, report, search, train
 from simcse_trainer.errors import InputError
 
 
@@ -54,7 +54,17 @@ def _callback() -> None:
     """Train sentence embeddings with SimCSE, and use them."""
 
 
-_commands: tuple[Any, ...] = (train, evaluate, encode, search, report, push, merge, plan)
+_commands: tuple[Any, ...] = (
+    train,
+    evaluate,
+    encode,
+    search,
+    report,
+    push,
+    merge,
+    plan,
+    demo,
+)
 for _command in _commands:
     _name = _command.__name__.rsplit(".", 1)[-1]
     app.command(

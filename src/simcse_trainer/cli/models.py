@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
+
+from simcse_trainer.errors import InputError
 
 if TYPE_CHECKING:
     from simcse_trainer.inference.simcse import SimCSE
@@ -35,6 +38,10 @@ Corpus: TypeAlias = Annotated[
     ),
 ]
 
+IndexFolder: TypeAlias = Annotated[
+    Path | None, typer.Option("--index", help="Instead of --corpus: the folder of --save_index.")
+]
+
 
 def load_simcse(name: str, device: str | None, **options: Any) -> SimCSE:
     """The model; of a run that was stopped, that of its best or newest checkpoint."""
@@ -43,3 +50,31 @@ def load_simcse(name: str, device: str | None, **options: Any) -> SimCSE:
 
     place = find_model(Path(name)) if Path(name).is_dir() else name
     return SimCSE(place, device, **options)
+
+
+def load_with_index(
+    name: str,
+    corpus: str | None,
+    index: Path | None,
+    *,
+    device: str | None,
+    batch_size: int,
+    truncate_dim: int | None = None,
+    storage: str = "float32",
+) -> SimCSE:
+    """The model with an index of a corpus, or with one that is there.
+
+    Raises:
+        InputError: Neither is given, or both.
+    """
+    if (corpus is None) == (index is None):
+        raise InputError("Pass either --corpus, a file of sentences, or --index, a saved one.")
+    simcse = load_simcse(name, device, truncate_dim=truncate_dim)
+    if index is not None:
+        simcse.load_index(index)
+    elif corpus is not None:
+        watched = sys.stderr.isatty()
+        simcse.build_index(
+            corpus, storage=storage, batch_size=batch_size, show_progress_bar=watched
+        )
+    return simcse

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simcse_trainer.cli.models import BatchSize, Corpus, Device, Model, TruncateDim
-from simcse_trainer.errors import InputError
+from simcse_trainer.cli.models import BatchSize, Corpus, Device, IndexFolder, Model, TruncateDim
 
 if TYPE_CHECKING:
     from simcse_trainer.inference.simcse import Hits
@@ -34,9 +33,7 @@ def search(
         ),
     ] = None,
     corpus: Corpus = None,
-    index: Annotated[
-        Path | None, typer.Option(help="Instead of --corpus: the folder of --save_index.")
-    ] = None,
+    index: IndexFolder = None,
     top_k: Annotated[int, typer.Option("--top_k", min=1, help="Hits of a query, at most.")] = 5,
     threshold: Annotated[float, typer.Option(help="The smallest cosine of a hit.")] = 0.6,
     storage: Annotated[
@@ -53,20 +50,17 @@ def search(
     device: Device = None,
 ) -> None:
     """Find the sentences of a corpus that are nearest in meaning to each query."""
-    from simcse_trainer.cli.models import load_simcse
+    from simcse_trainer.cli.models import load_with_index
 
-    if (corpus is None) == (index is None):
-        raise InputError("Pass either --corpus, a file of sentences, or --index, a saved one.")
-    simcse = load_simcse(model, device, truncate_dim=truncate_dim)
-    if index is not None:
-        simcse.load_index(index)
-    elif corpus is not None:
-        simcse.build_index(
-            corpus,
-            storage=storage,
-            batch_size=batch_size,
-            show_progress_bar=sys.stderr.isatty(),
-        )
+    simcse = load_with_index(
+        model,
+        corpus,
+        index,
+        device=device,
+        batch_size=batch_size,
+        truncate_dim=truncate_dim,
+        storage=storage,
+    )
     if save_index is not None:
         simcse.save_index(save_index)
     show = _show_json if as_json else _show
