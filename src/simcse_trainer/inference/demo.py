@@ -21,13 +21,14 @@ MOST_COMPARED = 10
 # Colours of their own, which are legible on light and dark pages: a cell's text turns white where
 # its ground is dark.
 _STYLE = """
-.gradio-container main {max-width: 860px !important; margin: 0 auto}
+.gradio-container main {width: 100%; max-width: 860px !important; margin: 0 auto !important}
 .hits {list-style: none; padding: 0; margin: 0}
 .hits li {display: flex; gap: .8em; padding: .55em 0; border-bottom: 1px solid #8884}
 .hits .score {flex: 0 0 4.2em; font-variant-numeric: tabular-nums; font-weight: 600}
 .hits .bar {display: block; height: 4px; border-radius: 2px; background: #2a78b5; margin-top: 3px}
 .hits .text, .heat .text {overflow-wrap: anywhere}
-.heat table {border-collapse: separate; border-spacing: 2px; width: 100%; table-layout: fixed}
+.heat table {border-collapse: separate; border-spacing: 2px; width: 100%; table-layout: fixed;
+  border: 0 !important}
 .heat th, .heat td {text-align: center; padding: .5em 0; font-variant-numeric: tabular-nums;
   font-size: .85em; border: 0; border-radius: 3px}
 .heat th.text {text-align: left; width: 45%; font-weight: 400; padding-right: .6em}
