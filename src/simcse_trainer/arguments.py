@@ -301,7 +301,10 @@ class SimCSETrainingArguments(TrainingArguments):
             ),
             "augmentation_rate": (0 < self.augmentation_rate < 1, "between 0 and 1"),
             "mlm_probability": (0 < self.mlm_probability < 1, "between 0 and 1"),
-            "per_device_train_batch_size": (self.per_device_train_batch_size > 1, "2 or more"),
+            "per_device_train_batch_size": (
+                2 <= self.per_device_train_batch_size < 2**31,
+                "2 or more, and less than 2^31",
+            ),
             "learning_rate": (self.learning_rate >= 0, "0 or more"),
             "hub_timeout_s": (self.hub_timeout_s > 0, "more than 0"),
             "hub_final_timeout_s": (self.hub_final_timeout_s >= 0, "0 or more"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from simcse_trainer.checkpoints import find_checkpoint
@@ -75,7 +75,7 @@ def run_training(
     trainer.description.before = before.metrics
     if hub:
         hub.waits_at_train_end = False  # the model and its last scores are still to come
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = _train(trainer, checkpoint)
     if trainer.interrupted:
         _finish_hub(hub)
         return trainer
@@ -162,6 +162,28 @@ def _build_trainer(*args: Any, **kwargs: Any) -> SimCSETrainer:
     except (ValueError, ImportError, RuntimeError, TypeError) as error:
         # How transformers refuses combinations of its options, and libraries that are missing.
         if isinstance(error, InputError):
+            raise
+        raise InputError(f"These options do not go together: {error}") from error
+
+
+class _Begun(TrainerCallback):
+    """Whether all that training needs could be made of the options."""
+
+    def __init__(self) -> None:
+        self.happened = False
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.happened = True
+
+
+def _train(trainer: SimCSETrainer, checkpoint: str | None) -> Any:
+    begun = _Begun()
+    trainer.add_callback(begun)
+    try:
+        return trainer.train(resume_from_checkpoint=checkpoint)
+    except (ValueError, ImportError, TypeError, OverflowError) as error:
+        # Optimizer, schedule and batches are made first, by libraries that look at options then.
+        if begun.happened or isinstance(error, InputError):
             raise
         raise InputError(f"These options do not go together: {error}") from error
 

@@ -17,6 +17,7 @@ ROOMS = [
     "model",
     "data",
     "evaluation",
+    "inference",
     "checkpoints",
     "hub",
     "arguments",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ def load_backbone(
     Raises:
         InputError: transformers finds no model there, or it is an encoder-decoder.
     """
+    if Path(name_or_path).is_file():
+        raise InputError(f"'{name_or_path}' is a file; pass the folder of the model.")
     hub = {k: options[k] for k in ("revision", "token", "trust_remote_code") if k in options}
     try:
         config = AutoConfig.from_pretrained(name_or_path, **hub)
