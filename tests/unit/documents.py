@@ -50,7 +50,11 @@ class Page:
 
 
 def read_page(path: Path) -> Page:
-    tokens = MarkdownIt("commonmark").enable("table").parse(path.read_text(encoding="utf-8"))
+    return parse_page(path.read_text(encoding="utf-8"))
+
+
+def parse_page(text: str) -> Page:
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
     inline = [child for token in tokens for child in token.children or ()]
     return Page(
         blocks=[
