@@ -13,6 +13,7 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import ROOT
 from documents import ENGLISH, KOREAN, PAGES, commands_of, make_checkout, parse_page, read_page
 from packaging.requirements import Requirement
+from test_house import ROOMS
 
 from simcse_trainer import SimCSEModel
 from simcse_trainer.cli import app
@@ -190,6 +191,12 @@ def codes(section: str) -> list[str]:
 
 def links(section: str) -> list[str]:
     return sorted(set(parse_page(section).links) - {ENGLISH.name, KOREAN.name})
+
+
+def test_the_rooms_are_those_that_the_imports_are_checked_by():
+    rows = re.findall(r"^\| (`.+?) \|", (ROOT / "docs/architecture.md").read_text("utf-8"), re.M)
+    named = re.findall(r"`(\w+)(?:/|\.py)`", "".join(rows))
+    assert named == [room for room in ROOMS if room not in ("version", "errors")]
 
 
 def test_the_generated_pages_are_up_to_date():
