@@ -1,7 +1,8 @@
 """Build the training triplets of the customer-support example from its intents.
 
-Reads ``intents.jsonl``, checks it against ``eval.csv`` and writes ``train.csv`` beside them: two
-utterances of one train intent and one of an intent easily confused with it. Deterministic.
+Reads ``intents.jsonl``, checks it against ``eval.csv`` and writes beside them ``train.csv``: two
+utterances of one train intent and one of an intent easily confused with it; and ``sentences.txt``:
+what there is to search, the different sentences of ``eval.csv``. Deterministic.
 """
 
 from __future__ import annotations
@@ -46,11 +47,14 @@ def overlap(a: str, b: str) -> float:
 
 
 def main() -> None:
-    """Check the data and rewrite ``train.csv``."""
+    """Check the data and rewrite ``train.csv`` and ``sentences.txt``."""
     lines = (HERE / "intents.jsonl").read_text(encoding="utf-8").splitlines()
     intents = {entry["intent"]: entry for entry in map(json.loads, lines)}
     with (HERE / "eval.csv").open(encoding="utf-8", newline="") as file:
-        check(intents, {row[i].casefold() for row in csv.reader(file) for i in (0, 1)})
+        eval_texts = [text for row in list(csv.reader(file))[1:] for text in row[:2]]
+    check(intents, {text.casefold() for text in eval_texts})
+    sentences = "\n".join(dict.fromkeys(eval_texts))
+    (HERE / "sentences.txt").write_text(sentences + "\n", encoding="utf-8")
     rng = random.Random(7)
     rows: list[tuple[str, str, str]] = []
     for entry in (entry for entry in intents.values() if entry["split"] == "train"):
