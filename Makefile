@@ -7,13 +7,15 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 # accelerate launch computes on one core unless it is told how many there are.
 ALL_CORES := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(getconf _NPROCESSORS_ONLN)}
 
+SAMPLE := examples/customer_support/train.csv
+
 .PHONY: help quickstart test lint bench clean
 
 help:
 	@echo "make quickstart   install, and train a small real model in minutes"
 	@echo "make test         install what the tests need, and run them"
 	@echo "make lint         ruff and mypy"
-	@echo "make bench        packed against padded training steps"
+	@echo "make bench        speed against sentence-transformers and a padded Trainer, in minutes"
 
 quickstart: $(VENV)/.quickstart
 	$(ALL_CORES) $(BIN)/accelerate launch train_simcse.py configs/quickstart.yaml
@@ -27,7 +29,10 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.quickstart
-	$(BIN)/python benchmarks/packed_vs_padded.py
+	$(BIN)/python benchmarks/training.py --train_file $(SAMPLE) --steps 4 --rounds 3 --limit
+	$(BIN)/python benchmarks/encoding.py --files $(SAMPLE) --sentences 2000 --rounds 3
+	$(BIN)/python benchmarks/startup.py --rounds 3
+	$(BIN)/python benchmarks/scaling.py --sentences 1000 --rounds 3
 
 clean:
 	rm -rf $(VENV) outputs build dist

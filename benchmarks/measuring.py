@@ -23,6 +23,10 @@ from simcse_trainer.model.packaged import resolve_packaged
 BERT_BASE = "bert-base-random"
 
 
+def add_output_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", help="also write the result there, as JSON")
+
+
 def add_common_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     parser.add_argument(
         "--model_name_or_path",
@@ -30,7 +34,7 @@ def add_common_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
         help=f"a name or folder, or {BERT_BASE}: BERT-base with random weights",
     )
     parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--output", help="also write the result there, as JSON")
+    add_output_option(parser)
 
 
 def find_model(name: str, folder: Path) -> str:

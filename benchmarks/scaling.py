@@ -23,7 +23,7 @@ import datasets
 import psutil
 import torch
 from datasets import Dataset
-from measuring import find_model, write
+from measuring import add_output_option, find_model, write
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--sentences", type=int, default=4_000, help="and ten times as many")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stream_lines", type=int, help="stream a file of so many lines instead")
-    parser.add_argument("--output", help="also write the result there, as JSON")
+    add_output_option(parser)
     options = parser.parse_args()
     datasets.disable_caching()
     datasets.disable_progress_bars()
