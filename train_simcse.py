@@ -2,7 +2,7 @@
 
 import sys
 
-from simcse_trainer.train import main
+from simcse_trainer.entry import main
 
 if __name__ == "__main__":
     sys.exit(main())

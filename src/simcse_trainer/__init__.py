@@ -15,6 +15,7 @@ from simcse_trainer.version import __version__
 
 if TYPE_CHECKING:
     from simcse_trainer.arguments import SimCSETrainingArguments
+    from simcse_trainer.inference.simcse import SimCSE
     from simcse_trainer.model.adapters import lora_config
     from simcse_trainer.model.modeling import SimCSEModel
     from simcse_trainer.trainer import SimCSETrainer
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Imported when first asked for: loading a model needs no Trainer, asking the version no torch.
 _LAZY = {
     "lora_config": "simcse_trainer.model.adapters",
+    "SimCSE": "simcse_trainer.inference.simcse",
     "SimCSEModel": "simcse_trainer.model.modeling",
     "SimCSETrainer": "simcse_trainer.trainer",
     "SimCSETrainingArguments": "simcse_trainer.arguments",
@@ -29,6 +31,7 @@ _LAZY = {
 
 __all__ = [
     "InputError",
+    "SimCSE",
     "SimCSEModel",
     "SimCSETrainer",
     "SimCSETrainingArguments",

@@ -14,11 +14,8 @@ from transformers import TrainingArguments
 from simcse_trainer.data.augmentation import AUGMENTATIONS, DEFAULT_RATE
 from simcse_trainer.errors import InputError
 from simcse_trainer.hub.metadata import check_language, check_license
-from simcse_trainer.model.adapters import lora_config
-from simcse_trainer.model.backbones import DTYPES
-from simcse_trainer.model.head_weights import PROJECTION_HEADS
+from simcse_trainer.model.choices import DTYPES, LORA_SAVES, PROJECTION_HEADS
 from simcse_trainer.model.pooling import POOLING_MODES
-from simcse_trainer.model.saving import LORA_SAVES
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -136,10 +133,17 @@ class ModelArguments:
         if self.load_in_4bit and self.load_in_8bit:
             raise InputError("load_in_4bit and load_in_8bit are both set; choose one.")
 
+    @property
+    def weights_dtype(self) -> str:
+        """What the backbone is loaded in: float32, and where it is frozen the checkpoint's type."""
+        return self.dtype or ("auto" if self.use_lora else "float32")
+
     def new_adapter(self) -> LoraConfig | None:
         """The settings of the adapter, where there is to be one."""
         if not self.use_lora:
             return None
+        from simcse_trainer.model.adapters import lora_config
+
         return lora_config(
             r=self.lora_r,
             alpha=self.lora_alpha,
@@ -297,7 +301,10 @@ class SimCSETrainingArguments(TrainingArguments):
             ),
             "augmentation_rate": (0 < self.augmentation_rate < 1, "between 0 and 1"),
             "mlm_probability": (0 < self.mlm_probability < 1, "between 0 and 1"),
-            "per_device_train_batch_size": (self.per_device_train_batch_size > 1, "2 or more"),
+            "per_device_train_batch_size": (
+                2 <= self.per_device_train_batch_size < 2**31,
+                "2 or more, and less than 2^31",
+            ),
             "learning_rate": (self.learning_rate >= 0, "0 or more"),
             "hub_timeout_s": (self.hub_timeout_s > 0, "more than 0"),
             "hub_final_timeout_s": (self.hub_final_timeout_s >= 0, "0 or more"),

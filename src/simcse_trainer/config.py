@@ -139,7 +139,7 @@ def _parse(parser: HfArgumentParser, tokens: list[str]) -> tuple[Any, ...]:
         *parsed, unknown = parser.parse_args_into_dataclasses(
             tokens, look_for_args_file=False, return_remaining_strings=True
         )
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OverflowError, TypeError) as error:
         # transformers' own checks of its options raise these, over several lines.
         raise InputError(" ".join(str(error).split())) from error
     if unknown:

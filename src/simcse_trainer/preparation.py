@@ -261,7 +261,12 @@ def build_collator(model: SimCSEModel, args: SimCSETrainingArguments) -> SimCSEC
             model.tokenizer,
             model.max_seq_length,
         )
-    return SimCSECollator(model.pad_token_id, model.padding_free, augmentation)
+    return SimCSECollator(
+        model.pad_token_id,
+        model.padding_free,
+        grouped=args.device.type == "cpu",
+        augmentation=augmentation,
+    )
 
 
 def warn_of_settings(args: SimCSETrainingArguments, views: int) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-import signal
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import transformers
-from transformers import set_seed
+from transformers import TrainerCallback, set_seed
 
 from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from simcse_trainer.checkpoints import find_checkpoint
-from simcse_trainer.config import parse_arguments
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.describing import RunDescription, changed_options
 from simcse_trainer.errors import InputError
@@ -23,36 +20,12 @@ from simcse_trainer.evaluation.sts import TASKS, load_sts_tasks
 from simcse_trainer.hub.callback import HubCheckpointCallback
 from simcse_trainer.hub.facts import EvaluatedOn
 from simcse_trainer.hub.resume import download_training_state
-from simcse_trainer.launching import check_processes, find_command
+from simcse_trainer.launching import check_processes
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.summary import format_summary, take_snapshot
 from simcse_trainer.trainer import SimCSETrainer
 
 logger = logging.getLogger(__name__)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line of `train_simcse.py`.
-
-    Returns:
-        The exit status: 0; 2 after one line on stderr about what the user can put right; 143 after
-        SIGTERM, with a checkpoint saved.
-    """
-    try:
-        words = sys.argv[1:] if argv is None else list(argv)
-        trainer = run_training(*parse_arguments(words), command=find_command(words))
-    except (InputError, OSError) as error:
-        # A DataLoader's worker sends its whole traceback along.
-        message = str(error).rsplit("InputError: ", 1)[-1]
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return 2
-    if trainer.interrupted:
-        step = trainer.state.global_step
-        if trainer.is_world_process_zero():
-            hint = "Go on with --resume_from_checkpoint true"
-            print(f"Stopped at step {step}. {hint}", file=sys.stderr)
-        return 128 + signal.SIGTERM
-    return 0
 
 
 def run_training(
@@ -102,7 +75,7 @@ def run_training(
     trainer.description.before = before.metrics
     if hub:
         hub.waits_at_train_end = False  # the model and its last scores are still to come
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    result = _train(trainer, checkpoint)
     if trainer.interrupted:
         _finish_hub(hub)
         return trainer
@@ -193,6 +166,28 @@ def _build_trainer(*args: Any, **kwargs: Any) -> SimCSETrainer:
         raise InputError(f"These options do not go together: {error}") from error
 
 
+class _Begun(TrainerCallback):
+    """Whether all that training needs could be made of the options."""
+
+    def __init__(self) -> None:
+        self.happened = False
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.happened = True
+
+
+def _train(trainer: SimCSETrainer, checkpoint: str | None) -> Any:
+    begun = _Begun()
+    trainer.add_callback(begun)
+    try:
+        return trainer.train(resume_from_checkpoint=checkpoint)
+    except (ValueError, ImportError, TypeError, OverflowError) as error:
+        # Optimizer, schedule and batches are made first, by libraries that look at options then.
+        if begun.happened or isinstance(error, InputError):
+            raise
+        raise InputError(f"These options do not go together: {error}") from error
+
+
 def _load_train_dataset(data_args: DataArguments, seed: int) -> Any:
     dataset: Any = load_training_data(
         data_args.train_file,
@@ -211,7 +206,6 @@ def _load_train_dataset(data_args: DataArguments, seed: int) -> Any:
 
 
 def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> SimCSEModel:
-    lora = model_args.new_adapter()
     return SimCSEModel.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
@@ -224,8 +218,8 @@ def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> Si
         append_eos_token=model_args.append_eos_token,
         bidirectional_attention=model_args.bidirectional_attention,
         attention_dropout=model_args.attention_dropout,
-        dtype=model_args.dtype or ("auto" if lora else "float32"),
-        lora=lora,
+        dtype=model_args.weights_dtype,
+        lora=model_args.new_adapter(),
         load_in_4bit=model_args.load_in_4bit or None,
         load_in_8bit=model_args.load_in_8bit or None,
         device=args.device,

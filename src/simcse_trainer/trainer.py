@@ -21,6 +21,7 @@ from simcse_trainer.describing import RunDescription, take_examples
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import evaluate_sts
 from simcse_trainer.hub.model_card import read_template
+from simcse_trainer.model.cpu_layers import speed_up
 from simcse_trainer.model.modeling import SimCSEModel, SimCSEOutput
 from simcse_trainer.model.saving import choose_lora_save, restore_model
 from simcse_trainer.objective import ContrastiveObjective, mask_tokens
@@ -120,6 +121,8 @@ class SimCSETrainer(PushingTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
+        if args.device.type == "cpu":
+            speed_up(model)
         self.objective = ContrastiveObjective(
             temperature=args.temperature,
             hard_negative_weight=args.hard_negative_weight,

@@ -8,7 +8,7 @@ from loopback import LoopbackHub
 from safetensors.torch import load_file
 from test_train import run  # noqa: F401
 
-from simcse_trainer.train import main
+from simcse_trainer.entry import main
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ PUSH = {
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from simcse_trainer.train import main
+from simcse_trainer.entry import main
 
 status = main(sys.argv[1:])
 Path("ended-" + os.environ.get("RANK", "0")).write_text(str(time.time()))

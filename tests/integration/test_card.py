@@ -19,10 +19,10 @@ from transformers import AutoTokenizer, TrainerCallback
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer
 from simcse_trainer.arguments import DataArguments
 from simcse_trainer.describing import RunDescription, changed_options
+from simcse_trainer.entry import main
 from simcse_trainer.evaluation.plots import draw_training_curve
 from simcse_trainer.model.heads import ProjectionHead
 from simcse_trainer.provenance import find_commit
-from simcse_trainer.train import main
 
 EVALUATING = {"eval_strategy": "steps", "eval_steps": 2}
 

@@ -16,8 +16,8 @@ from transformers import AutoModel
 
 from simcse_trainer import SimCSEModel, SimCSETrainer
 from simcse_trainer.config import parse_arguments
+from simcse_trainer.entry import main
 from simcse_trainer.model.adapters import base_of, lora_config
-from simcse_trainer.train import main
 
 # Name -> family, options of the model, training data.
 KINDS = {

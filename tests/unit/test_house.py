@@ -17,6 +17,7 @@ ROOMS = [
     "model",
     "data",
     "evaluation",
+    "inference",
     "checkpoints",
     "hub",
     "arguments",
@@ -32,6 +33,7 @@ ROOMS = [
     "summary",
     "launching",
     "train",
+    "entry",
     "planning",
     "cli",
 ]

@@ -12,7 +12,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from simcse_trainer.cli import evaluate, merge, plan, push, report
+from simcse_trainer.cli import demo, encode, evaluate, merge, plan, push, report, search, train
+from simcse_trainer.entry import quiet_imports
 from simcse_trainer.errors import InputError
 
 
@@ -54,7 +55,17 @@ def _callback() -> None:
     """Train sentence embeddings with SimCSE, and use them."""
 
 
-_commands: tuple[Any, ...] = (evaluate, merge, plan, push, report)
+_commands: tuple[Any, ...] = (
+    train,
+    evaluate,
+    encode,
+    search,
+    report,
+    push,
+    merge,
+    plan,
+    demo,
+)
 for _command in _commands:
     _name = _command.__name__.rsplit(".", 1)[-1]
     app.command(
@@ -66,6 +77,7 @@ for _command in _commands:
 
 def main() -> None:
     """Exit status 2 and one line on stderr for what the user can put right."""
+    quiet_imports()
     try:
         sys.exit(app(standalone_mode=False))
     except typer.Abort:

@@ -9,7 +9,6 @@ from hashlib import blake2b
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from simcse_trainer.data.schema import ANCHOR
 from simcse_trainer.data.tokenization import INPUT_IDS
@@ -26,15 +25,17 @@ class SimCSECollator:
     Attributes:
         pad_token_id: Fills padded batches.
         padding_free: Pack the batch instead of padding it.
+        grouped: Pack it for a CPU that trains; see `build_batch`.
         augmentation: From the texts of a batch to token ids of changed copies, such as a
             `DiscreteAugmentation`.
     """
 
     pad_token_id: int
     padding_free: bool = True
+    grouped: bool = False
     augmentation: Callable[[Sequence[str]], list[list[int]]] | None = None
 
-    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Build the inputs of `SimCSEModel.forward`, and `text_ids`.
 
         Args:
@@ -55,6 +56,7 @@ class SimCSECollator:
             [ids for view in views for ids in view],
             padding_free=self.padding_free,
             pad_token_id=self.pad_token_id,
+            grouped=self.grouped,
         )
         return {**batch, "text_ids": torch.tensor(identities)}
 

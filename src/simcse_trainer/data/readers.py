@@ -57,7 +57,7 @@ def expand_files(patterns: Sequence[str]) -> list[Path]:
         InputError: A missing file, a folder, a glob without match, a format that nobody reads.
     """
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    files = list(dict.fromkeys(path for pattern in patterns for path in _expand(str(pattern))))
+    files = list(dict.fromkeys(path for pattern in patterns for path in find_files(str(pattern))))
     for path in files:
         if file_format(path) not in _READERS:
             raise InputError(
@@ -81,7 +81,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             never closed, a header or an encoding that does not fit.
     """
     blank = 0
-    with _open_table(path) as (_, rows):
+    with open_table(path) as (_, rows):
         for row in rows:
             if row is None:
                 blank += 1
@@ -93,7 +93,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def sample_rows(path: Path) -> list[Row]:
     """The first `SAMPLE_ROWS` rows, as `read_rows` gives them."""
-    with _open_table(path) as (_, rows):
+    with open_table(path) as (_, rows):
         return list(islice(filter(None, rows), SAMPLE_ROWS))
 
 
@@ -105,7 +105,7 @@ def column_names(path: Path) -> list[str]:
     Raises:
         InputError: The file cannot be read, or has no row to take names from.
     """
-    with _open_table(path) as (names, rows):
+    with open_table(path) as (names, rows):
         if not names:
             row = next(filter(None, rows), None)
             found = (
@@ -117,7 +117,8 @@ def column_names(path: Path) -> list[str]:
         return list(names)
 
 
-def _expand(pattern: str) -> list[Path]:
+def find_files(pattern: str) -> list[Path]:
+    """The files of one name or pattern; see `expand_files`, which also looks at their kind."""
     path = Path(os.path.expanduser(pattern))
     if path.is_dir():
         inside = sorted(file.name for file in path.iterdir() if file_format(file) in _READERS)
@@ -141,11 +142,12 @@ def _expand(pattern: str) -> list[Path]:
 
 
 @contextmanager
-def _open_table(path: Path) -> Iterator[Table]:
+def open_table(path: Path) -> Iterator[Table]:
+    """Names of the columns, and rows; a file of unknown kind has a text a line."""
     opener = _COMPRESSIONS.get(path.suffix.lower(), partial(open, mode="rb"))
     try:
         with opener(path) as file:
-            yield _READERS[file_format(path)](file, str(path))
+            yield _READERS.get(file_format(path), read_txt)(file, str(path))
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         compressed = path.suffix.lower() in _COMPRESSIONS
         cause = "the compressed file is truncated or corrupt" if compressed else "it cannot be read"
@@ -195,7 +197,8 @@ class _Lines(Iterator[str]):
         return problem
 
 
-def _read_txt(file: IO[bytes], source: str) -> Table:
+def read_txt(file: IO[bytes], source: str) -> Table:
+    """A text a line, in the column `text`."""
     lines = _Lines(file, source)
     rows = (
         Row(lines.number, {"text": line.rstrip("\r\n")}, lines.take_problem())
@@ -320,7 +323,7 @@ def _read_parquet(file: IO[bytes], source: str) -> Table:
 
 
 _READERS: dict[str, Callable[[IO[bytes], str], Table]] = {
-    ".txt": _read_txt,
+    ".txt": read_txt,
     ".csv": partial(_read_csv, delimiter=",", others=";\t"),
     ".tsv": partial(_read_csv, delimiter="\t", others=",;"),
     ".json": _read_json,

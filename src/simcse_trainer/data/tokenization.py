@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+    from transformers import PreTrainedTokenizerBase
 
 INPUT_IDS = "input_ids"
 
@@ -28,6 +29,8 @@ def tokenize_dataset(
         num_proc: Processes; more than one is for slow tokenizers.
         keep_texts: Leave the text columns beside `input_ids`, for augmentation.
     """
+    from datasets import Dataset
+
     # A call sets the tokenizer's truncation. Doing so beforehand keeps its fingerprint, by which
     # datasets finds its cache, the same in every run.
     tokenizer("", truncation=True, max_length=max_seq_length)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +23,6 @@ from simcse_trainer.model.decoders import (
 from simcse_trainer.model.quantization import keep_differentiable, quantized_loading
 
 logger = logging.getLogger(__name__)
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 # How far packed and padded hidden states may lie apart, relative to the largest: round-off stays
 # below this, a wrong mask or a wrong position is far above it.
@@ -57,6 +56,8 @@ def load_backbone(
     Raises:
         InputError: transformers finds no model there, or it is an encoder-decoder.
     """
+    if Path(name_or_path).is_file():
+        raise InputError(f"'{name_or_path}' is a file; pass the folder of the model.")
     hub = {k: options[k] for k in ("revision", "token", "trust_remote_code") if k in options}
     try:
         config = AutoConfig.from_pretrained(name_or_path, **hub)

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from simcse_trainer.model.attention import packing_indices
+from simcse_trainer.model.attention import grouped_packing_indices, packing_indices
 
 
 def build_batch(
-    sentences: Sequence[Sequence[int]], *, padding_free: bool, pad_token_id: int
-) -> dict[str, Tensor]:
+    sentences: Sequence[Sequence[int]],
+    *,
+    padding_free: bool,
+    pad_token_id: int,
+    grouped: bool = False,
+) -> dict[str, Any]:
     """The inputs of `SimCSEModel.forward` for N sentences.
 
     Args:
         sentences: N lists of token ids, none of them empty.
         padding_free: Pack the sentences into one row instead of padding them.
         pad_token_id: Fills the right side of padded rows.
+        grouped: Pack for `grouped_attention`, which trains faster on a CPU.
 
     Returns:
-        Packed: `input_ids` [1, T], `lengths` [N] and the indices of `packing_indices`.
+        Packed: `input_ids` [1, T], `lengths` [N] and the indices of `packing_indices`, or of
+        `grouped_packing_indices`.
         Padded: `input_ids` and `attention_mask` [N, L].
     """
     if padding_free:
         lengths = torch.tensor([len(ids) for ids in sentences])
         flat = torch.tensor([token for ids in sentences for token in ids])
-        return {"input_ids": flat[None], "lengths": lengths, **packing_indices(lengths)}
+        indices = grouped_packing_indices(lengths) if grouped else packing_indices(lengths)
+        return {"input_ids": flat[None], "lengths": lengths, **indices}
     rows = [torch.tensor(ids) for ids in sentences]
     return {
         "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad_token_id),
@@ -36,7 +43,7 @@ def build_batch(
     }
 
 
-def split_batch(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
+def split_batch(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:
     """The same batch in chunks of at most `size` sentences, each as short as its own sentences.
 
     Args:
@@ -53,16 +60,18 @@ def split_batch(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     flat = {
         name: x[0].split(tokens)
         for name, x in batch.items()
-        if x.shape == batch["input_ids"].shape and name != "position_ids"  # counted anew below
+        if getattr(x, "shape", None) == batch["input_ids"].shape
+        and name != "position_ids"  # counted anew below
     }
+    indices_of = grouped_packing_indices if "group_shapes" in batch else packing_indices
     return [
         {name: parts[i][None] for name, parts in flat.items()}
-        | {"lengths": part, **packing_indices(part)}
+        | {"lengths": part, **indices_of(part)}
         for i, part in enumerate(lengths)
     ]
 
 
-def _trim(batch: dict[str, Tensor], start: int, size: int) -> dict[str, Tensor]:
+def _trim(batch: dict[str, Any], start: int, size: int) -> dict[str, Any]:
     rows = {name: x[start : start + size] for name, x in batch.items()}
     longest = int(rows["attention_mask"].sum(1).max())
     return {name: x[:, :longest] for name, x in rows.items()}

@@ -14,13 +14,29 @@ from simcse_trainer.model.heads import MLMHead, ProjectionHead
 from simcse_trainer.model.layout import Layout, find_file
 
 TRAINING_HEADS = "training_heads.safetensors"
-PROJECTION_HEADS = ("mlp", "none", "pooler")
 
 
 def saved_heads(path: str, hub: dict[str, Any]) -> dict[str, Tensor]:
     """What `training_heads.safetensors` of a checkpoint holds."""
     found = find_file(path, TRAINING_HEADS, **hub)
     return {} if found is None else load_file(found)
+
+
+def head_sizes(
+    layout: Layout | None, projection_head: str | None, pooling_mode: str, hidden_size: int
+) -> tuple[int, int] | None:
+    """Features in and out of the head that a model is given; None: it gets none.
+
+    A trained pooling layer has the sizes of a new head.
+    """
+    if projection_head == "none":
+        return None
+    if layout is not None and layout.dense is not None:
+        out_features, in_features = layout.dense["linear.weight"].shape
+        return in_features, out_features
+    if projection_head is None and (layout is not None or pooling_mode != "cls"):
+        return None
+    return hidden_size, hidden_size
 
 
 def load_head(
@@ -36,15 +52,15 @@ def load_head(
     if projection_head == "none":
         return None, None
     size = backbone.config.hidden_size
-    if layout is not None and layout.dense is not None:
-        head = ProjectionHead(*reversed(layout.dense["linear.weight"].shape))
+    sizes = head_sizes(layout, projection_head, pooling_mode, size)
+    if sizes is not None and layout is not None and layout.dense is not None:
+        head = ProjectionHead(*sizes)
         head.dense.load_state_dict(
             {name.removeprefix("linear."): tensor for name, tensor in layout.dense.items()}
         )
         return head.to(_type_of(backbone)), False
     weights = {name[5:]: tensor for name, tensor in saved.items() if name.startswith("head.")}
-    plain = layout is None and pooling_mode == "cls"
-    if not weights and projection_head is None and not plain:
+    if sizes is None and not weights:
         return None, None
     head = ProjectionHead(size, std=getattr(backbone.config, "initializer_range", 0.02))
     if weights:

@@ -19,9 +19,10 @@ from simcse_trainer.model.adapter_folder import (
 )
 from simcse_trainer.model.adapters import add_adapter, load_adapter
 from simcse_trainer.model.backbones import load_backbone
+from simcse_trainer.model.choices import PROJECTION_HEADS
+from simcse_trainer.model.cpu_layers import speed_up
 from simcse_trainer.model.decoders import default_pooling, is_decoder, pad_on_the_right
 from simcse_trainer.model.head_weights import (
-    PROJECTION_HEADS,
     load_head,
     load_mlm_head,
     saved_heads,
@@ -110,7 +111,8 @@ def load_model(
     if source.adapter is not None or lora is not None:
         model.base_weights = describe_base(source.base_path, backbone, source.base_hub)
     model.prompts = dict(source.layout.prompts) if source.layout else {}
-    model.max_seq_length = _max_length(max_seq_length, source.layout, model)
+    model.max_seq_length = choose_max_length(max_seq_length, source.layout, model)
+    speed_up(model)
     _log_choices(model, name_or_path, asked=padding_free)
     return model
 
@@ -226,8 +228,12 @@ def _load_tokenizer(
     return tokenizer
 
 
-def _max_length(asked: int | None, layout: Layout | None, model: SimCSEModel) -> int:
-    """What is asked for, else what the folder says, else what backbone and tokenizer allow."""
+def choose_max_length(asked: int | None, layout: Layout | None, model: SimCSEModel) -> int:
+    """What is asked for, else what the folder says, else what backbone and tokenizer allow.
+
+    Raises:
+        InputError: More is asked for than the backbone has room for, or too little.
+    """
     positions = getattr(model.config, "max_position_embeddings", None) or _UNLIMITED
     table = getattr(getattr(model.backbone, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)

@@ -28,7 +28,6 @@ from simcse_trainer.model.quantization import bits_of, describe_quantization
 
 logger = logging.getLogger(__name__)
 
-LORA_SAVES = ("adapter", "merged", "both")
 ADAPTER_BESIDE = "adapter"
 
 

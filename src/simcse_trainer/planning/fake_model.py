@@ -17,6 +17,7 @@ from simcse_trainer.model.adapter_folder import read_adapter
 from simcse_trainer.model.adapters import add_adapter
 from simcse_trainer.model.attention import ATTENTION_NAME
 from simcse_trainer.model.decoders import default_pooling, set_attention
+from simcse_trainer.model.head_weights import head_sizes
 from simcse_trainer.model.heads import MLMHead, ProjectionHead
 from simcse_trainer.model.layout import Layout, read_layout
 from simcse_trainer.model.modeling import SimCSEModel
@@ -110,7 +111,9 @@ def _build(model_args: ModelArguments, source: Source, mlm_head: bool) -> SimCSE
         bidirectional=model_args.bidirectional_attention,
         dropout=model_args.attention_dropout,
     )
-    dtype = _weights_dtype(model_args, config)
+    named: Any = model_args.weights_dtype
+    named = (config.dtype or torch.float32) if named == "auto" else named
+    dtype = getattr(torch, named) if isinstance(named, str) else named
     backbone = AutoModel.from_config(
         config, dtype=dtype, trust_remote_code=model_args.trust_remote_code
     )
@@ -124,12 +127,11 @@ def _build(model_args: ModelArguments, source: Source, mlm_head: bool) -> SimCSE
     if bits is not None:
         quantize_fake(backbone, bits, dtype)
     lora = model_args.new_adapter()
+    sizes = head_sizes(source.layout, model_args.projection_head, pooling_mode, config.hidden_size)
     model = SimCSEModel(
         backbone if lora is None else _adapt(backbone, lora, quantized=bits is not None),
         pooling_mode=pooling_mode,
-        head=_make_head(
-            config.hidden_size, source.layout, model_args.projection_head, pooling_mode
-        ),
+        head=None if sizes is None else ProjectionHead(*sizes),
         mlm_head=MLMHead.from_config(config) if mlm_head else None,
         max_seq_length=model_args.max_seq_length or source.max_seq_length,
         padding_free=False,  # which would be tried with values
@@ -143,26 +145,6 @@ def _as_fake(tensor: Any, mode: FakeTensorMode) -> Any:
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(fake, requires_grad=tensor.requires_grad)
     return fake
-
-
-def _weights_dtype(model_args: ModelArguments, config: PreTrainedConfig) -> torch.dtype:
-    """As `run_training` asks for it: float32, and for a frozen backbone the checkpoint's."""
-    named = model_args.dtype or (config.dtype if model_args.use_lora else None) or torch.float32
-    found: torch.dtype = getattr(torch, named) if isinstance(named, str) else named
-    return found
-
-
-def _make_head(
-    size: int, layout: Layout | None, asked: str | None, pooling_mode: str
-) -> ProjectionHead | None:
-    """By the rules of `load_head`; a trained pooling layer has the size of a new head."""
-    if asked == "none":
-        return None
-    if layout is not None and layout.dense is not None:
-        return ProjectionHead(*reversed(layout.dense["linear.weight"].shape))
-    if asked is None and (layout is not None or pooling_mode != "cls"):
-        return None
-    return ProjectionHead(size)
 
 
 def _adapt(backbone: Any, lora: Any, *, quantized: bool) -> Any:

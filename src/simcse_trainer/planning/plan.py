@@ -183,24 +183,35 @@ class Planner:
 
     @contextlib.contextmanager
     def _on_device(self, workload: Workload) -> Iterator[None]:
-        tokens = workload.longest + (workload.size - 1) * workload.tokens
+        tokens = sum(chunk_lengths(workload))
         shape = torch.Size((workload.size, workload.longest))
         share = self.args.mlm_probability
         with FakeKernels(gpu=workload.gpu, tokens={shape: tokens}, masked=share):
             yield
 
-    def _batch(self, workload: Workload, chunk: dict[str, Tensor]) -> Batch:
-        fake: dict[str, Any] = {name: self._mode.from_tensor(x) for name, x in chunk.items()}
+    def _batch(self, workload: Workload, chunk: dict[str, Any]) -> Batch:
+        fake = {
+            name: self._mode.from_tensor(x) if isinstance(x, Tensor) else x
+            for name, x in chunk.items()
+        }
         if self.args.mlm_weight:
             fake |= {f"mlm_{n}": fake["input_ids"].clone() for n in ("input_ids", "labels")}
         text_ids = torch.zeros(workload.views, workload.batch, dtype=torch.long)
         return Batch(fake, workload.size, text_ids)
 
 
-def make_chunk(workload: Workload, *, packed: bool) -> dict[str, Tensor]:
-    """Inputs of the model for one text of the longest, and others of the usual length."""
+def chunk_lengths(workload: Workload) -> list[int]:
+    """Tokens of each text of a chunk: one of the longest, the others of the usual length."""
     lengths = [workload.longest, *[workload.tokens] * (workload.size - 1)]
-    return build_batch([[1] * n for n in lengths], padding_free=packed, pad_token_id=0)
+    if workload.size > 1 and workload.tokens == workload.longest > 1:
+        lengths[-1] -= 1  # all of one length would need no padding around the attention
+    return lengths
+
+
+def make_chunk(workload: Workload, *, packed: bool) -> dict[str, Any]:
+    """Inputs of the model for the texts of a chunk."""
+    texts = [[1] * n for n in chunk_lengths(workload)]
+    return build_batch(texts, padding_free=packed, pad_token_id=0, grouped=not workload.gpu)
 
 
 def _count_parameters(model: SimCSEModel) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_backbone
 
-from simcse_trainer.model import SimCSEModel
+from simcse_trainer import SimCSEModel
 from simcse_trainer.model.attention import packing_indices
 from simcse_trainer.model.batching import build_batch
 

@@ -1,0 +1,80 @@
+"""What the commands that use a trained model have in common."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from simcse_trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from simcse_trainer.inference.simcse import SimCSE
+
+Model: TypeAlias = Annotated[
+    str, typer.Argument(help="The output_dir of a run, any model folder, or a name on the Hub.")
+]
+Device: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Such as cpu or cuda:1. Default: the accelerator.", show_default=False),
+]
+BatchSize: TypeAlias = Annotated[
+    int, typer.Option("--batch_size", min=1, help="Sentences per forward pass, at most.")
+]
+TruncateDim: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--truncate_dim", min=1, help="Keep only the first dimensions of embeddings."),
+]
+MaxSeqLength: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--max_seq_length", help="In tokens. Default: as the folder says."),
+]
+Corpus: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="The sentences: a text a line, or the column of csv, tsv, json, jsonl or parquet."
+    ),
+]
+
+IndexFolder: TypeAlias = Annotated[
+    Path | None, typer.Option("--index", help="Instead of --corpus: the folder of --save_index.")
+]
+
+
+def load_simcse(name: str, device: str | None, **options: Any) -> SimCSE:
+    """The model; of a run that was stopped, that of its best or newest checkpoint."""
+    from simcse_trainer.hub.snapshot import find_model
+    from simcse_trainer.inference.simcse import SimCSE
+
+    place = find_model(Path(name)) if Path(name).is_dir() else name
+    return SimCSE(place, device, **options)
+
+
+def load_with_index(
+    name: str,
+    corpus: str | None,
+    index: Path | None,
+    *,
+    device: str | None,
+    batch_size: int,
+    truncate_dim: int | None = None,
+    storage: str = "float32",
+) -> SimCSE:
+    """The model with an index of a corpus, or with one that is there.
+
+    Raises:
+        InputError: Neither is given, or both.
+    """
+    if (corpus is None) == (index is None):
+        raise InputError("Pass either --corpus, a file of sentences, or --index, a saved one.")
+    simcse = load_simcse(name, device, truncate_dim=truncate_dim)
+    if index is not None:
+        simcse.load_index(index)
+    elif corpus is not None:
+        watched = sys.stderr.isatty()
+        simcse.build_index(
+            corpus, storage=storage, batch_size=batch_size, show_progress_bar=watched
+        )
+    return simcse

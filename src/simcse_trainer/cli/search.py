@@ -1,0 +1,89 @@
+"""`simcse-trainer search`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simcse_trainer.cli.models import BatchSize, Corpus, Device, IndexFolder, Model, TruncateDim
+
+if TYPE_CHECKING:
+    from simcse_trainer.inference.simcse import Hits
+
+EXAMPLE = 'simcse-trainer search outputs/quickstart --corpus sentences.txt "where is my parcel?"'
+
+# Queries of standard input that are searched at a time, where nobody waits for each.
+_BLOCK_QUERIES = 256
+
+
+def search(
+    model: Model,
+    queries: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[QUERY]...",
+            help="Default: standard input, a query a line.",
+            show_default=False,
+        ),
+    ] = None,
+    corpus: Corpus = None,
+    index: IndexFolder = None,
+    top_k: Annotated[int, typer.Option("--top_k", min=1, help="Hits of a query, at most.")] = 5,
+    threshold: Annotated[float, typer.Option(help="The smallest cosine of a hit.")] = 0.6,
+    storage: Annotated[
+        str, typer.Option(help="Of the index: float32, int8 or binary, 4, 1 or 1/8 bytes a number.")
+    ] = "float32",
+    save_index: Annotated[
+        Path | None, typer.Option("--save_index", help="Keep the index in this folder.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="An object a line: query, results of sentence, score.")
+    ] = False,
+    truncate_dim: TruncateDim = None,
+    batch_size: BatchSize = 64,
+    device: Device = None,
+) -> None:
+    """Find the sentences of a corpus that are nearest in meaning to each query."""
+    from simcse_trainer.cli.models import load_with_index
+
+    simcse = load_with_index(
+        model,
+        corpus,
+        index,
+        device=device,
+        batch_size=batch_size,
+        truncate_dim=truncate_dim,
+        storage=storage,
+    )
+    if save_index is not None:
+        simcse.save_index(save_index)
+    show = _show_json if as_json else _show
+    for block in _blocks(queries):
+        found: Any = simcse.search(block, top_k=top_k, threshold=threshold)
+        for query, hits in zip(block, found, strict=True):
+            typer.echo(show(query, hits, threshold))
+
+
+def _blocks(queries: Iterable[str] | None) -> Iterator[list[str]]:
+    from simcse_trainer.data.texts import STANDARD_INPUT, read_texts
+
+    lines = iter(queries or read_texts(STANDARD_INPUT))
+    size = 1 if sys.stdin.isatty() else _BLOCK_QUERIES
+    while block := list(islice(lines, size)):
+        yield block
+
+
+def _show(query: str, hits: Hits, threshold: float) -> str:
+    lines = [f"  {score:.2f}  {' '.join(sentence.split())}" for sentence, score in hits]
+    return "\n".join([query, *(lines or [f"  nothing at {threshold} or above"])]) + "\n"
+
+
+def _show_json(query: str, hits: Hits, _: float) -> str:
+    results = [{"sentence": sentence, "score": round(score, 6)} for sentence, score in hits]
+    return json.dumps({"query": query, "results": results}, ensure_ascii=False)

@@ -1,0 +1,61 @@
+"""The command line of `train_simcse.py`: what a user can put right is said before torch is busy."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from simcse_trainer.errors import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, and train.
+
+    Returns:
+        The exit status: 0; 2 after one line on stderr about what the user can put right; 143 after
+        SIGTERM, with a checkpoint saved.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    quiet_imports()
+    if {"-h", "--help"} & {*words}:
+        _forget_peft()
+    # Models, data sets and the Trainer take seconds to import: only once the options are right.
+    from simcse_trainer.config import parse_arguments
+
+    try:
+        parsed = parse_arguments(words)
+        from simcse_trainer.launching import find_command
+        from simcse_trainer.train import run_training
+
+        trainer = run_training(*parsed, command=find_command(words))
+    except (InputError, OSError) as error:
+        # A DataLoader's worker sends its whole traceback along.
+        message = str(error).rsplit("InputError: ", 1)[-1]
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    if trainer.interrupted:
+        step = trainer.state.global_step
+        if trainer.is_world_process_zero():
+            hint = "Go on with --resume_from_checkpoint true"
+            print(f"Stopped at step {step}. {hint}", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    return 0
+
+
+def quiet_imports() -> None:
+    """Keep to itself what bitsandbytes, which peft imports, says about kernels it might have."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def _forget_peft() -> None:
+    """For a process that only prints the options: transformers imports peft beside them.
+
+    That takes longer than all the rest, and the text does not depend on it.
+    """
+    from transformers import utils
+
+    available: Any = utils
+    available.is_peft_available = lambda: False

@@ -1,0 +1,1 @@
+"""A trained model in use: embeddings, similarities, and an index to search."""

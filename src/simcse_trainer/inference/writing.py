@@ -1,0 +1,79 @@
+"""Embeddings to a file, block by block: the file is there when all of it is, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from simcse_trainer.errors import InputError
+
+# b texts and their embeddings [b, D].
+Block: TypeAlias = tuple[Sequence[str], Tensor]
+# Writes blocks, D being given, and returns how many rows they were.
+Writer: TypeAlias = Callable[[Iterable[Block], int], int]
+
+
+@contextmanager
+def open_embeddings(path: Path) -> Iterator[Writer]:
+    """A writer of `path`: of .npy, or of .jsonl with `text` and `embedding`.
+
+    It writes to a file beside it, which takes its name at the end, if nothing failed until then.
+
+    Raises:
+        InputError: Another kind of file, or a folder that is not there.
+    """
+    if path.suffix not in _FORMATS:
+        raise InputError(f"{path} is neither .npy nor .jsonl; name the file by what it is to be.")
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: expected a file name in a folder that exists.")
+
+    unfinished = path.with_name(f".{path.name}-{os.getpid()}.unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            yield partial(_FORMATS[path.suffix], file)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _write_npy(file: IO[bytes], blocks: Iterable[Block], dimension: int) -> int:
+    """An array [N, D] of float32. numpy leaves room in a header for the rows to become more."""
+    _write_header(file, 0, dimension)
+    start, count = file.tell(), 0
+    for texts, embeddings in blocks:
+        file.write(np.ascontiguousarray(embeddings.numpy(), dtype="<f4").data)
+        count += len(texts)
+    file.seek(0)
+    _write_header(file, count, dimension)
+    assert file.tell() == start
+    return count
+
+
+def _write_header(file: IO[bytes], rows: int, dimension: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, dimension)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _write_jsonl(file: IO[bytes], blocks: Iterable[Block], _: int) -> int:
+    count = 0
+    for texts, embeddings in blocks:
+        for text, row in zip(texts, embeddings.float().numpy(), strict=True):
+            # The shortest decimals that are the same float32.
+            record = {"text": text, "embedding": [float(str(x)) for x in row]}
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        count += len(texts)
+    return count
+
+
+_FORMATS: dict[str, Callable[[IO[bytes], Iterable[Block], int], int]] = {
+    ".npy": _write_npy,
+    ".jsonl": _write_jsonl,
+}
