@@ -3,7 +3,7 @@
 | storage | bytes a row | a score is |
 |---|---|---|
 | float32 | 4 D | the cosine |
-| int8 | D + 4 | the cosine to about 0.005: each row has 255 steps up to its largest value |
+| int8 | D + 4 | the cosine to about 0.002: each row has 255 steps up to its largest value |
 | binary | D / 8 + 4 | an estimate of it, from the signs alone; see `Vectors.rows` |
 """
 
