@@ -69,7 +69,7 @@ def read_texts(paths: list[str], number: int) -> list[str]:
 
 
 def compare(
-    sides: dict[str, Callable[[], float]], rounds: int, *, ours: str, unit: str = "s"
+    sides: dict[str, Callable[[], float]], rounds: int, *, ours: str, warm_up: bool = True
 ) -> dict[str, Any]:
     """Let the sides take turns, each of which returns its time, and print a table.
 
@@ -78,7 +78,7 @@ def compare(
         and the ratio within each round, which a slow minute of the machine disturbs less.
     """
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for side in sides.values():
+    for side in sides.values() if warm_up else ():
         side()  # caches, allocators, lazy imports
     for i in range(rounds):
         # Alternating which goes first: clock rates favour none.
@@ -88,10 +88,7 @@ def compare(
     print(f"\n{'':24}{'median':>10}{'lowest':>10}{'highest':>10}   times as fast")
     for name, found in times.items():
         ratio = "" if name == ours else f"{medians[name] / medians[ours]:15.2f}"
-        print(
-            f"{name:24}{medians[name]:8.2f} {unit}{min(found):8.2f} {unit}"
-            f"{max(found):8.2f} {unit}{ratio}"
-        )
+        print(f"{name:24}{medians[name]:8.2f} s{min(found):8.2f} s{max(found):8.2f} s{ratio}")
     return {
         "seconds": times,
         "times as fast": {

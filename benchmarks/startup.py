@@ -83,7 +83,7 @@ def main() -> None:
             )
             for name, script in _SCRIPTS.items()
         }
-        found: dict[str, Any] = compare(sides, options.rounds, ours=OURS)
+        found: dict[str, Any] = compare(sides, options.rounds, ours=OURS, warm_up=False)
         found["--help, seconds"] = [run([str(SCRIPT), "--help"]) for _ in range(options.rounds)]
         print(f"--help: median {statistics.median(found['--help, seconds']):.2f} s")
         write(found, options)
