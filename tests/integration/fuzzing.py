@@ -210,9 +210,11 @@ def _parquet(rows: list[dict]) -> bytes:
     names = _names(rows) or ["sent0"]
     try:
         table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+        parquet.write_table(table, file)
     except (pyarrow.ArrowException, OverflowError, UnicodeError):
+        # Parquet itself has no such cells.
         table = pyarrow.table({name: [str(len(row)) for row in rows] for name in names})
-    parquet.write_table(table, file)
+        parquet.write_table(table, file)
     return file.getvalue()
 
 

@@ -318,8 +318,18 @@ def _read_parquet(file: IO[bytes], source: str) -> Table:
         table = parquet.ParquetFile(file if plain else io.BytesIO(file.read()))
     except pyarrow.ArrowException as error:
         raise InputError(f"{source} is no parquet file ({error}). Write it again.") from None
-    records = (record for batch in table.iter_batches(1000) for record in batch.to_pylist())
-    return table.schema_arrow.names, (Row(n, record) for n, record in enumerate(records, 1))
+    return table.schema_arrow.names, _parquet_rows(table, source)
+
+
+def _parquet_rows(table: Any, source: str) -> Iterator[Row]:
+    number = 0
+    try:
+        records = (record for batch in table.iter_batches(1000) for record in batch.to_pylist())
+        for number, record in enumerate(records, 1):
+            yield Row(number, record)
+    except (ValueError, NotImplementedError) as error:  # pyarrow's own, and texts that are no UTF-8
+        problem = f"{source}: rows after {number} cannot be read ({error})"
+        raise InputError(f"{problem}. Write it again, as UTF-8.") from None
 
 
 _READERS: dict[str, Callable[[IO[bytes], str], Table]] = {

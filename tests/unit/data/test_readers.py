@@ -196,3 +196,9 @@ def test_missing_files_and_folders(write, tmp_path):
     ]
     for pattern, words in cases:
         fails(lambda pattern=pattern: expand_files([str(pattern)]), *words)
+
+
+def test_parquet_texts_that_are_no_utf8(tmp_path):
+    broken = pyarrow.array([b"a dog", b"c\xff"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "a.parquet")
+    fails(lambda: list(read_rows(tmp_path / "a.parquet")), "a.parquet: rows after 0 cannot")
