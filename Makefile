@@ -21,7 +21,7 @@ quickstart: $(VENV)/.quickstart
 	$(ALL_CORES) $(BIN)/accelerate launch train_simcse.py configs/quickstart.yaml
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 4 --cov
+	$(BIN)/python -m pytest --numprocesses 4 --cov=simcse_trainer
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
