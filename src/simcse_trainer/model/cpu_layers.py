@@ -74,7 +74,7 @@ _FASTER: dict[type[nn.Module], type[nn.Module]] = {nn.Dropout: Dropout, nn.Linea
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        type(x) in (Tensor, nn.Parameter)  # nor fake, nor distributed, nor traced
+        {type(x), type(weight)} <= {Tensor, nn.Parameter}  # nor fake, nor spread over processes
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")

@@ -7,13 +7,13 @@ import sys
 import pytest
 from command_line import error, run
 
-from simcse_trainer import cli, train
+from simcse_trainer import cli, entry
 
 
 @pytest.fixture
 def words_of_training(monkeypatch):
     seen = []
-    monkeypatch.setattr(train, "main", lambda argv: seen.append(argv) or 0)
+    monkeypatch.setattr(entry, "main", lambda argv: seen.append(argv) or 0)
     return seen
 
 
@@ -35,7 +35,7 @@ def test_every_word_reaches_training_as_it_was(monkeypatch, words_of_training, w
 
 @pytest.mark.parametrize("status", [0, 2, 143])
 def test_the_exit_status_is_that_of_training(monkeypatch, status):
-    monkeypatch.setattr(train, "main", lambda argv: status)
+    monkeypatch.setattr(entry, "main", lambda argv: status)
     assert run(monkeypatch, "train", "run.yaml") == status
 
 
