@@ -215,6 +215,12 @@ class SimCSETrainingArguments(TrainingArguments):
     """All of transformers' `TrainingArguments`, and those of the SimCSE objective."""
 
     output_dir: str = _option("outputs/simcse", "Where checkpoints and the final model go.")
+    overwrite_output_dir: bool = _option(
+        False,
+        "Replace the models and checkpoints that earlier runs have written into output_dir; other "
+        "files where the run has to write are kept as NAME.before. Without it such a folder is "
+        "refused.",
+    )
     per_device_train_batch_size: int = _option(
         64, "Sentences (or pairs, or triplets) per step and device; the others are the negatives."
     )

@@ -1,103 +1,176 @@
 """Checkpoints that are complete or absent.
 
 The Trainer writes a checkpoint in place, file by file, and resumes without a word where
-`optimizer.pt` or `rng_state.pth` is missing. Here a checkpoint is written aside, gets a list of its
-files and sizes, and is renamed into place when all of it is on the disk.
+`optimizer.pt` or `rng_state.pth` is missing. Here a checkpoint is written aside, gets a manifest of
+its files, and is renamed into place when all of it is on the disk.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
-
-from simcse_trainer.model_files import MODEL_FILES
+from simcse_trainer.errors import InputError
+from simcse_trainer.files import (
+    CHECKPOINT_PREFIX,
+    DOCUMENTS,
+    MANIFEST,
+    OLD_MANIFEST,
+    STATE,
+    step_of,
+)
+from simcse_trainer.manifest import Manifest, parse_manifest, read_manifest, record_files
+from simcse_trainer.output_folder import (
+    delete_recorded,
+    find_foreign,
+    flush,
+    list_files,
+    move_aside,
+    replace_files,
+    write_manifest,
+)
 
 logger = logging.getLogger(__name__)
 
-MANIFEST = "checkpoint_files.json"
-# Where checkpoints are written until they are complete; a dot, so that nothing takes it for one.
-STAGING = f".{PREFIX_CHECKPOINT_DIR}-unfinished"
+# What going on needs beside the weights; one of each group, as the engines name them.
+_NEEDED = {
+    STATE: (STATE,),
+    "the optimizer's state": ("optimizer*", "global_step*", "pytorch_model_fsdp*"),
+    "the random state": ("rng_state*.pth",),
+}
 
 
-def publish(staged: Path, final: Path) -> None:
+def publish(
+    staged: Path,
+    final: Path,
+    *,
+    run: str = "",
+    step: int | None = None,
+    set_aside: bool = False,
+) -> None:
     """Make a finished checkpoint visible under its name, all at once.
 
     Args:
         staged: The written folder, on the same file system.
-        final: Its name; a folder of that name is replaced.
+        final: Its name. An earlier checkpoint of that name is replaced, one of version 0.1.0 is
+            kept as `NAME.before`; other people's files in it stay.
+        run: Of which run it is.
+        step: The optimizer steps that the weights have seen.
+        set_aside: Keep a folder of somebody else with such files as `NAME.before`, too.
+
+    Raises:
+        ForeignFilesError: Other people's files have the names of a checkpoint's.
     """
-    files = sorted(path for path in staged.rglob("*") if path.is_file())
-    sizes = {path.relative_to(staged).as_posix(): path.stat().st_size for path in files}
-    manifest = staged / MANIFEST
-    manifest.write_text(json.dumps({"files": sizes}, indent=2) + "\n", encoding="utf-8")
+    if (final / OLD_MANIFEST).is_file() and not (final / MANIFEST).is_file():
+        move_aside(final.parent, [final.name])
+    if os.path.lexists(final):
+        if set_aside and (not final.is_dir() or find_foreign(final, list_files(staged))):
+            move_aside(final.parent, [final.name])
+            return publish(staged, final, run=run, step=step)
+        replace_files(staged, final, run=run, step=step)
+        return
+    names = list_files(staged)
     # A rename is no use after a power failure if the contents were still on their way.
-    for path in (*files, manifest, staged):
-        _flush(path)
-    if final.exists():
-        replaced = staged.with_name(f"{final.name}-replaced")
-        final.rename(replaced)
-        staged.rename(final)
-        shutil.rmtree(replaced, ignore_errors=True)
-    else:
-        staged.rename(final)
-    _flush(final.parent)
+    for name in names:
+        flush(staged / name)
+    write_manifest(staged, record_files(staged, names, run=run, step=step))
+    flush(staged)
+    staged.rename(final)
+    flush(final.parent)
 
 
-def move_files(staged: Path, folder: Path) -> None:
-    """Move all files of a folder into another, each replaced at once.
+def read_checkpoint(checkpoint: Path) -> Manifest:
+    """Return the manifest of a checkpoint, also of one that version 0.1.0 has written.
 
-    What was there of an earlier model, and this one lacks, goes: a head or an adapter that were
-    left would be loaded.
+    Raises:
+        InputError: There is none, or it is malformed.
     """
-    for path in [path for pattern in MODEL_FILES for path in folder.glob(pattern)]:
-        if not (staged / path.relative_to(folder)).exists():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-            if not any(path.parent.iterdir()):
-                path.parent.rmdir()
-    for path in sorted(staged.rglob("*")):
-        if path.is_file():
-            target = folder / path.relative_to(staged)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _flush(path)
-            path.replace(target)
-    shutil.rmtree(staged, ignore_errors=True)
+    found = read_manifest(checkpoint)
+    if found is not None:
+        return found
+    try:
+        text = (checkpoint / OLD_MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{MANIFEST} is missing or unreadable") from None
+    return parse_manifest(text, OLD_MANIFEST)
 
 
 def what_is_torn(checkpoint: Path) -> str | None:
-    """What is missing from a checkpoint, in words; None if it is complete."""
+    """Return what a checkpoint lacks of the files it was saved with; None if it is complete."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        files: dict[str, int] = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{MANIFEST} is missing or unreadable"
-    for name, size in files.items():
+        manifest = read_checkpoint(checkpoint)
+    except InputError as error:
+        return str(error)
+    if not manifest.complete:
+        return "it was being replaced when a run ended"
+    for name, record in manifest.files.items():
         path = checkpoint / name
         found = path.stat().st_size if path.is_file() else None
+        if name in DOCUMENTS:  # people edit them
+            continue
         if found is None:
             return f"{name} is missing"
-        if found != size:
-            return f"{name} has {found} bytes instead of {size}"
+        if found != record.size:
+            return f"{name} has {found} bytes instead of {record.size}"
     return None
 
 
-def find_checkpoint(folder: str | Path) -> Path | None:
-    """The newest complete checkpoint of a run; torn ones are passed over with a warning."""
-    for path in reversed(sort_checkpoints(str(folder))):
-        torn = what_is_torn(Path(path))
-        if torn is None:
-            return Path(path)
-        logger.warning("%s is passed over: %s.", path, torn)
+def why_not_resumable(checkpoint: Path) -> str | None:
+    """Return what going on from a checkpoint lacks; None if all is there."""
+    torn = what_is_torn(checkpoint)
+    if torn is not None:
+        return torn
+    first = [name.split("/", 1)[0] for name in read_checkpoint(checkpoint).files]
+    for what, patterns in _NEEDED.items():
+        if not any(fnmatchcase(name, pattern) for name in first for pattern in patterns):
+            return f"it was saved without {what} (save_only_model)"
     return None
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """Return the folders named `checkpoint-N` of a run, by step: a clock can be set back."""
+    steps = {path: step_of(path) for path in Path(folder).glob(f"{CHECKPOINT_PREFIX}-*")}
+    found = [path for path, step in steps.items() if step is not None and path.is_dir()]
+    return sorted(found, key=lambda path: steps[path] or 0)
+
+
+def find_checkpoint(folder: str | Path, *, resumable: bool = False) -> Path | None:
+    """Return the newest complete checkpoint of a run; others are passed over with a warning.
+
+    Args:
+        folder: Of the run.
+        resumable: It also has to hold what going on needs.
+    """
+    for path in reversed(list_checkpoints(folder)):
+        lacking = why_not_resumable(path) if resumable else what_is_torn(path)
+        if lacking is None:
+            return path
+        logger.warning("%s is passed over: %s.", path, lacking)
+    return None
+
+
+def delete_old_checkpoints(folder: Path, *, run: str, keep: int, protected: Iterable[int]) -> None:
+    """Delete the oldest checkpoints of a run, by what their manifests list.
+
+    Args:
+        folder: Of the run.
+        run: Only its checkpoints count, and are deleted.
+        keep: How many stay, at least.
+        protected: Steps of checkpoints that stay whatever `keep` is.
+    """
+    own = [path for path in list_checkpoints(folder) if _run_of(path) == run]
+    stay = {*protected}
+    spare = [path for path in own if step_of(path) not in stay]
+    for path in spare[: max(0, len(own) - max(keep, len(own) - len(spare)))]:
+        delete_recorded(path)
+
+
+def _run_of(checkpoint: Path) -> str | None:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        manifest = read_manifest(checkpoint)
+    except InputError:
+        return None
+    return manifest.run if manifest else None

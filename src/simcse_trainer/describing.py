@@ -18,6 +18,7 @@ from simcse_trainer.data.schema import resolve_text_columns
 from simcse_trainer.data.tokenization import INPUT_IDS
 from simcse_trainer.evaluation.plots import describe_training_curve
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS
+from simcse_trainer.files import CARD
 from simcse_trainer.hub.facts import LOADERS, CardFacts, EvaluatedOn
 from simcse_trainer.hub.metadata import is_repo_id
 from simcse_trainer.hub.model_card import render_card
@@ -29,6 +30,7 @@ from simcse_trainer.model.pooling import LAYER_PAIRS
 from simcse_trainer.model.prompts import prompt_of
 from simcse_trainer.model.quantization import bits_of
 from simcse_trainer.model.saving import choose_lora_save, has_tanh_pooler
+from simcse_trainer.output_folder import add_documents
 from simcse_trainer.provenance import describe_hardware, find_commit, read_emissions
 from simcse_trainer.version import __version__
 
@@ -107,7 +109,11 @@ def take_examples(
 
 
 def collect_facts(
-    trainer: Any, model_id: str | None = None, *, in_checkpoint: bool = False
+    trainer: Any,
+    model_id: str | None = None,
+    *,
+    in_checkpoint: bool = False,
+    step: int | None = None,
 ) -> CardFacts:
     """All that is known of a trainer's run, at any time before, during and after training.
 
@@ -115,11 +121,13 @@ def collect_facts(
         trainer: A `SimCSETrainer`.
         model_id: What users will load; by default `hub_model_id`, else `output_dir`.
         in_checkpoint: The card is of a checkpoint, which holds an adapter as it is.
+        step: The optimizer steps that the described weights have seen; by default those in memory.
     """
+    step = trainer.weights_step if step is None else step
     args, state, said = trainer.args, trainer.state, trainer.description
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     examples: Examples = trainer.examples
-    before, after, best_step = _find_scores(trainer)
+    before, after = _find_scores(trainer, step)
     sources = [*said.datasets, *(_portable(file) for file in said.files)]
     # Of a resumed run only the last part was timed.
     whole = not trainer.resumed
@@ -140,7 +148,7 @@ def collect_facts(
         columns=examples.columns,
         examples=examples.rows,
         steps=state.global_step,
-        best_step=best_step if best_step != state.global_step else None,
+        best_step=step if step != state.global_step else None,
         scores=_correlations(after),
         scores_before=_correlations(before),
         evaluated_on=_evaluated_on(after, said),
@@ -215,7 +223,8 @@ def write_merged_card(model: SimCSEModel, folder: Path) -> None:
     facts = CardFacts(
         model_id=str(folder), **_describe_model(model, "merged"), base_model=_find_base_model(base)
     )
-    (folder / "README.md").write_text(render_card(facts), encoding="utf-8")
+    (folder / CARD).write_text(render_card(facts), encoding="utf-8")
+    add_documents(folder, [CARD])
 
 
 def _describe_model(model: SimCSEModel, lora_save: str | None) -> dict[str, Any]:
@@ -258,23 +267,21 @@ def _find_base_model(name: str) -> str:
     return name if name and not Path(name).exists() and is_repo_id(name) else ""
 
 
-def _find_scores(trainer: Any) -> tuple[dict[str, float], dict[str, float], int | None]:
-    """Before, after, and the step of the best model where that is the one to be described."""
-    state, said = trainer.state, trainer.description
+def _find_scores(trainer: Any, step: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Before training, and of the weights after a step; what was not measured is not told."""
+    said = trainer.description
     evaluations = {
         entry["step"]: {
             key.removeprefix("eval_"): value
             for key, value in entry.items()
             if key.endswith(("_spearman", "_avg_sts", *SPACE_METRICS))
         }
-        for entry in state.log_history
+        for entry in trainer.state.log_history
         if "eval_avg_sts" in entry
     }
     before = dict(said.before) or evaluations.get(0, {})
-    best = state.best_global_step if trainer.args.load_best_model_at_end else None
-    newest = max(evaluations, default=0)
-    logged = evaluations.get(best or newest, {}) if best or newest else {}
-    return before, dict(said.after) or logged, best
+    after = dict(said.after) if step == trainer.weights_step else {}
+    return before, after or (evaluations.get(step, {}) if step else {})
 
 
 def _correlations(metrics: Mapping[str, float]) -> dict[str, float]:

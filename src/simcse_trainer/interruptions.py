@@ -7,29 +7,46 @@ import logging
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from torch import nn
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import TrainOutput
 
 from simcse_trainer.checkpoints import (
-    STAGING,
+    delete_old_checkpoints,
     find_checkpoint,
-    move_files,
     publish,
+    read_checkpoint,
     what_is_torn,
+    why_not_resumable,
 )
 from simcse_trainer.errors import InputError
+from simcse_trainer.files import CHECKPOINT_PREFIX, STATE, TMP_PREFIX, step_of
+from simcse_trainer.output_check import check_output_dir
+from simcse_trainer.output_folder import (
+    ForeignFilesError,
+    add_documents,
+    find_foreign,
+    list_files,
+    make_tmp,
+    make_way,
+    move_aside,
+    remove_tmp,
+    replace_files,
+)
+from simcse_trainer.run_lock import hold_folder
 
 logger = logging.getLogger(__name__)
 
 # What a full disk looks like to Python, to safetensors and to torch.save.
-_SAVING_ERRORS = (OSError, SafetensorError, RuntimeError)
+_SAVING_ERRORS = (OSError, SafetensorError, RuntimeError, ForeignFilesError)
 # With several processes, how often they ask each other whether one was told to stop.
 _AGREE_EVERY = 8
 
@@ -39,9 +56,21 @@ class SafeTrainer(Trainer):
 
     Attributes:
         interrupted: Training ended early because of SIGTERM, after saving a checkpoint.
+        run_id: Of the run that the weights are of; a resumed run keeps it.
+        weights_step: The optimizer steps that the weights in memory have seen.
     """
 
     interrupted = False
+    run_id = ""
+    _loaded_step: int | None = None
+    # Other people's files in the way are renamed, not refused.
+    _set_aside = False
+
+    @property
+    def weights_step(self) -> int:
+        """The last step, or that of the best model once it is loaded."""
+        last = int(self.state.global_step)
+        return last if self._loaded_step is None else self._loaded_step
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -54,54 +83,114 @@ class SafeTrainer(Trainer):
             kwargs: As for `Trainer.train`.
 
         Raises:
-            InputError: The checkpoint is torn, or there is none.
+            InputError: The checkpoint is torn, or there is none; `output_dir` holds other people's
+                files where the run would write, or another run is at work there.
         """
         folder = Path(str(self.args.output_dir))
-        if self.args.should_save:
-            shutil.rmtree(folder / STAGING, ignore_errors=True)
-        checkpoint = _choose_checkpoint(resume_from_checkpoint, folder)
-        if checkpoint is not None:
-            self._check_resumable(Path(checkpoint))
-        stop = _StopOnTermination(self)
-        self.add_callback(stop)
-        try:
-            with stop.listening():
-                return super().train(checkpoint, *args, **kwargs)
-        finally:
-            self.remove_callback(stop)
+        with self._holding(folder):
+            checkpoint = _choose_checkpoint(resume_from_checkpoint, folder)
+            if checkpoint is not None:
+                self._check_resumable(Path(checkpoint))
+            self._enter(folder, checkpoint)
+            callbacks: list[TrainerCallback] = [_StopOnTermination(self), _OwnBestModel(self)]
+            for callback in callbacks:
+                self.add_callback(callback)
+            try:
+                with callbacks[0].listening():  # type: ignore[attr-defined]
+                    return super().train(checkpoint, *args, **kwargs)
+            finally:
+                for callback in callbacks:
+                    self.remove_callback(callback)
 
     def _check_resumable(self, checkpoint: Path) -> None:
         """For subclasses: refuse a checkpoint of another run."""
+
+    def _planned_files(self) -> list[str]:
+        """For subclasses: the files that the run will write into `output_dir`."""
+        return []
+
+    @contextlib.contextmanager
+    def _holding(self, folder: Path) -> Iterator[None]:
+        """Keep other runs out of a folder; the first process does."""
+        with contextlib.ExitStack() as stack:
+            self._on_main(lambda: stack.enter_context(hold_folder(folder)) and None)
+            yield
+
+    def _enter(self, folder: Path, checkpoint: str | None) -> None:
+        """Decide which run this is, and whether it may write into its folder."""
+
+        def decide() -> tuple[str, bool]:
+            remove_tmp(folder)
+            found = read_checkpoint(Path(checkpoint)).run if checkpoint else ""
+            run = found or self.run_id or _new_id()
+            # A run that version 0.1.0 began left files that stand in no manifest.
+            old = checkpoint is not None and not found and Path(checkpoint).parent == folder
+            overwrite = bool(getattr(self.args, "overwrite_output_dir", False))
+            check_output_dir(
+                folder,
+                self._planned_files(),
+                run=run,
+                resumed=checkpoint is not None,
+                overwrite=overwrite,
+                set_aside=overwrite or old,
+            )
+            return run, overwrite or old
+
+        self.run_id, self._set_aside = self._on_main(decide)
+        self._loaded_step = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `Trainer.save_model`; a folder that holds a model keeps it until all is written.
 
         Raises:
-            InputError: The model could not be written.
+            InputError: The model could not be written, or other people's files are in its way.
         """
         if _internal_call:
             return self._save_part_of_checkpoint(output_dir)
         folder = Path(output_dir or str(self.args.output_dir))
-        staged = folder / STAGING
+        self.run_id = self.run_id or self._on_main(_new_id)
+        with self._holding(folder):
+            tmp = folder / self._tmp_name
+            staged = tmp / "model"
+            try:
+                self._on_main(lambda: make_tmp(folder, self.run_id) and None)
+                super().save_model(str(staged), _internal_call=True)
+                self._on_main(lambda: self._move_model(staged, folder))
+            except _SAVING_ERRORS as error:
+                last = find_checkpoint(folder) if folder.is_dir() else None
+                raise InputError(
+                    f"The model could not be saved in {folder}: {_in_one_line(error)}. Free some "
+                    "space"
+                    + (
+                        f"; {last.name} is complete: --resume_from_checkpoint true."
+                        if last
+                        else "."
+                    )
+                ) from error
+            finally:
+                if self.args.should_save:
+                    shutil.rmtree(tmp, ignore_errors=True)
+
+    def _move_model(self, staged: Path, folder: Path) -> None:
+        if self._set_aside:
+            move_aside(folder, find_foreign(folder, list_files(staged)))
         try:
-            super().save_model(str(staged), _internal_call=True)
-            if self.args.should_save:
-                move_files(staged, folder)
-        except _SAVING_ERRORS as error:
-            shutil.rmtree(staged, ignore_errors=True)
-            last = find_checkpoint(folder) if folder.is_dir() else None
-            raise InputError(
-                f"The model could not be saved in {folder}: {_in_one_line(error)}. Free some space"
-                + (f"; {last.name} is complete: --resume_from_checkpoint true." if last else ".")
-            ) from error
+            replace_files(staged, folder, run=self.run_id, step=self.weights_step)
+        except ForeignFilesError as error:
+            # They came while it trained. The model is not given up for them.
+            elsewhere = _find_free(folder / f"model-{self.weights_step}")
+            replace_files(staged, elsewhere, run=self.run_id, step=self.weights_step)
+            raise ForeignFilesError(f"{error} The model is in {elsewhere} instead.") from None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write aside and rename; where that fails, training goes on and the last one stays."""
         run = Path(super()._get_output_dir(trial))
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        best = self.state.best_model_checkpoint
-        self._staging, self._failure = run / STAGING, None
+        name = f"{CHECKPOINT_PREFIX}-{self.state.global_step}"
+        best = self._saved_best
+        self._staging, self._failure = run / self._tmp_name, None
         try:
+            if self.args.should_save:
+                make_tmp(run, self.run_id)
             super()._save_checkpoint(model, trial)
         except _SAVING_ERRORS as error:
             self._failure = self._failure or error
@@ -115,33 +204,49 @@ class SafeTrainer(Trainer):
         saved = self._all_processes(failure is None)
         if self.args.should_save:
             shutil.rmtree(staged.parent, ignore_errors=True)
-        if not saved:
-            self.state.best_model_checkpoint = best
-            logger.warning(
-                "%s could not be saved (%s). Training goes on, and earlier checkpoints stay; free "
-                "some space before the next one.",
-                name,
-                _in_one_line(failure) if failure else "in another process",
-            )
+        if saved:
+            self._saved_best = self._best_so_far()
+            return
+        # The best model is the best that can be loaded.
+        state = self.state
+        state.best_metric, state.best_global_step, state.best_model_checkpoint = best
+        logger.warning(
+            "%s could not be saved (%s). Training goes on, and earlier checkpoints stay; free "
+            "some space before the next one.",
+            name,
+            _in_one_line(failure) if failure else "in another process",
+        )
 
     def _publish(self, staged: Path, final: Path) -> None:
-        is_best = self.state.best_model_checkpoint == str(staged)
+        state = self.state
+        is_best = state.best_model_checkpoint == str(staged)
         if is_best:
-            self.state.best_model_checkpoint = str(final)
+            state.best_model_checkpoint = str(final)
         if not self.args.should_save:
             return
         if is_best:
-            self.state.save_to_json(str(staged / "trainer_state.json"))
-        publish(staged, final)
-        rotate_checkpoints(
-            output_dir=str(final.parent),
-            save_total_limit=self.args.save_total_limit,
-            best_model_checkpoint=self.state.best_model_checkpoint,
-            use_mtime=True,
-        )
+            state.save_to_json(str(staged / STATE))
+        step = int(state.global_step)
+        publish(staged, final, run=self.run_id, step=step, set_aside=self._set_aside)
+        if self.args.save_total_limit and self.args.save_total_limit > 0:
+            self._delete_checkpoints(final.parent, self.args.save_total_limit, {step})
+
+    def _delete_checkpoints(self, folder: Path, keep: int, protected: set[int]) -> None:
+        best = step_of(self.state.best_model_checkpoint)
+        protected = protected if best is None else protected | {best}
+        delete_old_checkpoints(folder, run=self.run_id, keep=keep, protected=protected)
 
     _staging: Path | None = None
     _failure: BaseException | None = None
+    _saved_best: tuple[Any, Any, Any] = (None, None, None)
+
+    def _best_so_far(self) -> tuple[Any, Any, Any]:
+        state = self.state
+        return state.best_metric, state.best_global_step, state.best_model_checkpoint
+
+    @property
+    def _tmp_name(self) -> str:
+        return f"{TMP_PREFIX}{self.run_id}"
 
     def _save_part_of_checkpoint(self, output_dir: str | None) -> None:
         try:
@@ -157,22 +262,92 @@ class SafeTrainer(Trainer):
         """Not here, where the folder has still to be renamed: `HubCheckpointCallback` pushes."""
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self.interrupted:
-            return super()._finalize_training(trial, *args, **kwargs)
-        # The run is not at its end: its last checkpoint is what it goes on from, whatever the
-        # limit says, and the best model is chosen when all have been seen.
+        # The Trainer deletes folders by their names here.
         limit, best = self.args.save_total_limit, self.args.load_best_model_at_end
-        self.args.save_total_limit, self.args.load_best_model_at_end = None, False
+        self.args.save_total_limit = None
+        # An interrupted run is not at its end: the best model is chosen when all have been seen.
+        self.args.load_best_model_at_end = best and not self.interrupted
         try:
-            return super()._finalize_training(trial, *args, **kwargs)
+            result = super()._finalize_training(trial, *args, **kwargs)
         finally:
             self.args.save_total_limit, self.args.load_best_model_at_end = limit, best
+        # Its last checkpoint is what an interrupted run goes on from, whatever the limit says.
+        only_best = limit == 1 and self.state.best_model_checkpoint and not self.interrupted
+        if only_best and self.args.should_save:
+            self._delete_checkpoints(Path(super()._get_output_dir(trial)), 1, set())
+        return result
+
+    def save_state(self) -> None:
+        """As `Trainer.save_state`; the file is recorded as ours."""
+        with self._documents(Path(str(self.args.output_dir)), STATE):
+            super().save_state()
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """As `Trainer.save_metrics`; the files are recorded as ours."""
+        names = [f"{split}_results.json", *(["all_results.json"] if combined else [])]
+        with self._documents(Path(str(self.args.output_dir)), *names):
+            super().save_metrics(split, metrics, combined)
+
+    @contextlib.contextmanager
+    def _documents(self, folder: Path, *names: str) -> Iterator[None]:
+        """While files are written beside a model, in the first process.
+
+        Raises:
+            InputError: Somebody else's files have these names.
+        """
+        if not self.is_world_process_zero():
+            yield
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            make_way(folder, name, set_aside=self._set_aside)
+        yield
+        add_documents(folder, names)
+
+    def _on_main(self, call: Callable[[], Any]) -> Any:
+        """Return in every process what the first one finds; all raise what it raises."""
+        result, error = None, None
+        if self.args.should_save:
+            try:
+                result = call()
+            except (*_SAVING_ERRORS, InputError) as found:
+                error = found
+        if int(self.args.world_size) > 1:
+            box = [(result, error and str(error))]
+            broadcast_object_list(box, from_process=0)
+            result, told = box[0]
+            error = error or (InputError(told) if told else None)
+        if error is not None:
+            raise error
+        return result
 
     def _all_processes(self, holds: bool) -> bool:
         if int(self.args.world_size) == 1:
             return holds
         count = torch.tensor(int(holds), device=self.args.device)
         return int(self.accelerator.reduce(count, reduction="sum")) == int(self.args.world_size)
+
+
+class _OwnBestModel(TrainerCallback):
+    """The best checkpoint of a resumed run is the one in its own folder.
+
+    Its state names the folder that the run began in: it may have moved, or be another run's now.
+    """
+
+    def __init__(self, trainer: SafeTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find it by its step."""
+        step = state.best_global_step
+        if step:
+            own = Path(str(args.output_dir)) / f"{CHECKPOINT_PREFIX}-{step}"
+            torn = what_is_torn(own)
+            state.best_model_checkpoint = str(own) if torn is None else None
+            if torn is not None:
+                logger.warning("The best model so far, %s, cannot be loaded: %s.", own, torn)
+                state.best_metric = state.best_global_step = None
+        self.trainer._saved_best = self.trainer._best_so_far()
 
 
 class _StopOnTermination(TrainerCallback):
@@ -219,17 +394,29 @@ def _choose_checkpoint(asked: str | bool | None, folder: Path) -> str | None:
     if not asked:
         return None
     if asked is True:
-        found = find_checkpoint(folder) if folder.is_dir() else None
+        found = find_checkpoint(folder, resumable=True) if folder.is_dir() else None
         if found is None:
             raise InputError(f"There is no complete checkpoint in {folder} to resume from.")
         return str(found)
-    torn = what_is_torn(Path(asked))
-    if torn is not None:
+    lacking = why_not_resumable(Path(asked))
+    if lacking is not None:
         raise InputError(
-            f"{asked} cannot be resumed from: {torn}. Pass --resume_from_checkpoint true for the "
-            "newest complete checkpoint."
+            f"{asked} cannot be resumed from: {lacking}. Pass --resume_from_checkpoint true for "
+            f"the newest one that can, or begin anew with its weights: --model_name_or_path {asked}"
         )
     return asked
+
+
+def _new_id() -> str:
+    return uuid4().hex[:16]
+
+
+def _find_free(path: Path) -> Path:
+    count, found = 1, path
+    while found.exists():
+        count += 1
+        found = path.with_name(f"{path.name}-{count}")
+    return found
 
 
 def _in_one_line(error: BaseException) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from simcse_trainer.errors import InputError
-from simcse_trainer.files import MANIFEST, is_inside, is_training_state
+from simcse_trainer.files import DOCUMENTS, MANIFEST, is_inside, is_training_state
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class FileRecord:
 
     Attributes:
         size: In bytes.
-        sha256: Of the contents; only in manifests that are on the Hub.
+        sha256: Of the contents: of documents, which people edit; on the Hub of every file.
         git_sha1: The name that git gives the contents; only in manifests that are on the Hub.
     """
 
@@ -54,6 +55,11 @@ class Manifest:
     def model_files(self) -> dict[str, FileRecord]:
         """The files that are the model and its documents, without the state of a training run."""
         return {name: one for name, one in self.files.items() if not is_training_state(name)}
+
+    @property
+    def holds_model(self) -> bool:
+        """Whether there is more than documents that were written without a model."""
+        return bool({*self.model_files} - {*DOCUMENTS})
 
     def as_text(self) -> str:
         """Return the manifest as JSON, the same for the same files."""
@@ -108,6 +114,21 @@ def read_manifest(folder: Path) -> Manifest | None:
     return parse_manifest(text, str(path))
 
 
+def check_complete(folder: Path) -> Manifest | None:
+    """Return the manifest of a folder that a model is loaded from; None if there is none.
+
+    Raises:
+        InputError: The model was being replaced when a run ended.
+    """
+    manifest = read_manifest(folder)
+    if manifest is not None and not manifest.complete:
+        raise InputError(
+            f"{folder} holds parts of two models: a run ended while it was saved. Load one of its "
+            "checkpoints, or go on with the run: --resume_from_checkpoint true."
+        )
+    return manifest
+
+
 def record_files(
     folder: Path, names: Iterable[str], *, run: str = "", step: int | None = None
 ) -> Manifest:
@@ -119,8 +140,19 @@ def record_files(
         run: Of which run the model is.
         step: The optimizer steps that the weights have seen.
     """
-    files = {name: FileRecord((folder / name).stat().st_size) for name in names}
-    return Manifest(files, run, step)
+    return Manifest({name: record_file(folder / name, name) for name in names}, run, step)
+
+
+def record_file(path: Path, name: str) -> FileRecord:
+    """Return the record of a file that has just been written."""
+    # By its hash a document that somebody has edited since is known; weights take long to hash.
+    digest = sha256(path.read_bytes()).hexdigest() if name in DOCUMENTS else None
+    return FileRecord(path.stat().st_size, digest)
+
+
+def is_edited(path: Path, record: FileRecord) -> bool:
+    """Return whether somebody has changed a document since it was recorded."""
+    return record.sha256 is not None and sha256(path.read_bytes()).hexdigest() != record.sha256
 
 
 def _parse_record(name: Any, said: Any, source: str) -> FileRecord:

@@ -10,11 +10,13 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from simcse_trainer.describing import Examples, RunDescription, collect_facts
 from simcse_trainer.errors import InputError
-from simcse_trainer.evaluation.plots import TRAINING_CURVE, draw_training_curve
+from simcse_trainer.evaluation.plots import draw_training_curve
+from simcse_trainer.files import CARD, TRAINING_CURVE
 from simcse_trainer.hub.callback import HubCheckpointCallback
 from simcse_trainer.hub.metadata import card_data
 from simcse_trainer.hub.model_card import render_card
 from simcse_trainer.interruptions import SafeTrainer
+from simcse_trainer.manifest import read_manifest
 
 
 class PushingTrainer(SafeTrainer):
@@ -97,15 +99,25 @@ class PushingTrainer(SafeTrainer):
             return
         path = Path(folder or str(self.args.output_dir))
         in_checkpoint = path.name.startswith(PREFIX_CHECKPOINT_DIR)
-        facts = collect_facts(self, model_id, in_checkpoint=in_checkpoint)
-        path.mkdir(parents=True, exist_ok=True)
-        if figure and facts.figure:
-            draw_training_curve(self.state.log_history, path / TRAINING_CURVE)
+        facts = collect_facts(
+            self, model_id, in_checkpoint=in_checkpoint, step=self._find_step(path)
+        )
         text = render_card(facts, self.card_template)
         token = str(self.args.hub_token or get_token() or "")
         if len(token) > 7:  # wherever it slipped in; a shorter one is none, and may be a word
             text = text.replace(token, "***")
-        (path / "README.md").write_text(text, encoding="utf-8")
+        drawn = [TRAINING_CURVE] if figure and facts.figure else []
+        with self._documents(path, CARD, *drawn):
+            if drawn:
+                draw_training_curve(self.state.log_history, path / TRAINING_CURVE)
+            (path / CARD).write_text(text, encoding="utf-8")
+
+    def _find_step(self, folder: Path) -> int:
+        """The step of the weights in a folder, as it says itself; else of those in memory."""
+        manifest = read_manifest(folder)
+        if manifest is None or not manifest.holds_model or manifest.step is None:
+            return self.weights_step
+        return manifest.step
 
     def card_metadata(self, model_id: str | None = None) -> str:
         """The YAML at the top of the card, as far as it is known now, to check it with the Hub."""

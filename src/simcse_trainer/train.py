@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,19 @@ import transformers
 from transformers import TrainerCallback, set_seed
 
 from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
-from simcse_trainer.checkpoints import find_checkpoint
+from simcse_trainer.checkpoints import find_checkpoint, read_checkpoint
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.describing import RunDescription, changed_options
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import TASKS, load_sts_tasks
+from simcse_trainer.files import CARD, RESULTS, STATE, TRAINING_ARGS, TRAINING_CURVE
 from simcse_trainer.hub.callback import HubCheckpointCallback
 from simcse_trainer.hub.facts import EvaluatedOn
 from simcse_trainer.hub.resume import download_training_state
 from simcse_trainer.launching import check_processes
 from simcse_trainer.model.modeling import SimCSEModel
+from simcse_trainer.output_check import check_output_dir
+from simcse_trainer.run_lock import hold_folder
 from simcse_trainer.summary import format_summary, take_snapshot
 from simcse_trainer.trainer import SimCSETrainer
 
@@ -50,7 +54,21 @@ def run_training(
     """
     _set_up_logging(args)
     check_processes(args.world_size)
+    folder = Path(str(args.output_dir))
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output_dir {folder} is a file; pass the name of a folder.")
+    with hold_folder(folder) if args.process_index == 0 else nullcontext():
+        return _run(model_args, data_args, args, command)
+
+
+def _run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: SimCSETrainingArguments,
+    command: Sequence[str],
+) -> SimCSETrainer:
     checkpoint = _find_checkpoint(args)
+    _check_output_dir(args, checkpoint)
     hub = HubCheckpointCallback(args) if args.push_to_hub else None
     set_seed(args.seed)
     if data_args.neighbor_queries and not data_args.eval_tasks:
@@ -115,18 +133,11 @@ def _set_up_logging(args: SimCSETrainingArguments) -> None:
 def _find_checkpoint(args: SimCSETrainingArguments) -> str | None:
     """The checkpoint to go on from; earlier checkpoints are never overwritten unasked."""
     folder = Path(str(args.output_dir))
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output_dir {folder} is a file; pass the name of a folder.")
-    last = find_checkpoint(folder) if folder.is_dir() else None
+    last = find_checkpoint(folder, resumable=True) if folder.is_dir() else None
     if args.resume_from_hub and (last is None or args.resume_from_checkpoint is None):
         return _fetch_checkpoint(args, folder, last)
     asked = args.resume_from_checkpoint
     if asked is None or asked.lower() == "false":
-        if last is not None:
-            raise InputError(
-                f"{folder} holds {last.name} of an earlier run. Pass "
-                "--resume_from_checkpoint true to go on with it, or another --output_dir."
-            )
         return None
     if asked.lower() == "true":
         if last is None:
@@ -135,6 +146,21 @@ def _find_checkpoint(args: SimCSETrainingArguments) -> str | None:
     if not Path(asked).is_dir():
         raise InputError(f"resume_from_checkpoint: there is no folder {asked}.")
     return asked
+
+
+def _check_output_dir(args: SimCSETrainingArguments, checkpoint: str | None) -> None:
+    """Refuse other work in `output_dir` before minutes of preparation; `train` looks again."""
+    if args.process_index or args.overwrite_output_dir:
+        return
+    run = read_checkpoint(Path(checkpoint)).run if checkpoint else ""
+    check_output_dir(
+        Path(str(args.output_dir)),
+        [CARD, TRAINING_CURVE, TRAINING_ARGS, STATE, *RESULTS],
+        run=run,
+        resumed=checkpoint is not None,
+        overwrite=False,
+        set_aside=checkpoint is not None and not run,
+    )
 
 
 def _fetch_checkpoint(args: SimCSETrainingArguments, folder: Path, last: Path | None) -> str:

@@ -16,14 +16,21 @@ from transformers.trainer_utils import speed_metrics
 
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.cached_step import CachedStep
+from simcse_trainer.checkpoints import what_is_torn
 from simcse_trainer.data.schema import ANCHOR
 from simcse_trainer.describing import RunDescription, take_examples
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import evaluate_sts
+from simcse_trainer.files import CARD, TRAINING_ARGS, TRAINING_CURVE, step_of
 from simcse_trainer.hub.model_card import read_template
 from simcse_trainer.model.cpu_layers import speed_up
 from simcse_trainer.model.modeling import SimCSEModel, SimCSEOutput
-from simcse_trainer.model.saving import choose_lora_save, restore_model
+from simcse_trainer.model.saving import (
+    choose_lora_save,
+    list_model_files,
+    restore_model,
+    save_model,
+)
 from simcse_trainer.objective import ContrastiveObjective, mask_tokens
 from simcse_trainer.objective.mlm import IGNORED
 from simcse_trainer.preparation import (
@@ -256,7 +263,8 @@ class SimCSETrainer(PushingTrainer):
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         in_checkpoint = folder.name.startswith("checkpoint-")
         adapted = choose_lora_save(model, self.args.lora_save)
-        model.save_pretrained(
+        save_model(
+            model,
             folder,
             training_heads=in_checkpoint,
             state_dict=state_dict,
@@ -265,7 +273,7 @@ class SimCSETrainer(PushingTrainer):
         )
         # JSON, in which the Hub token is blanked: the Trainer's own pickle holds it in clear.
         arguments = self.args.to_json_string() + "\n"
-        (folder / "training_args.json").write_text(arguments, encoding="utf-8")
+        (folder / TRAINING_ARGS).write_text(arguments, encoding="utf-8")
         if in_checkpoint:
             write_run(self._run, folder)
 
@@ -273,6 +281,13 @@ class SimCSETrainer(PushingTrainer):
     def _run(self) -> dict[str, Any]:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return identify_run(model, self.train_dataset, self.args)
+
+    def _planned_files(self) -> list[str]:
+        """What `save_model` writes, and with a Hub the card; all that `run_training` writes."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        form = choose_lora_save(model, self.args.lora_save)
+        names = [*list_model_files(model, form), TRAINING_ARGS]
+        return [*names, CARD, TRAINING_CURVE] if self.hub is not None else names
 
     def _check_resumable(self, checkpoint: Path) -> None:
         check_same_run(self._run, checkpoint, allow_mismatch=self.args.allow_resume_mismatch)
@@ -286,5 +301,13 @@ class SimCSETrainer(PushingTrainer):
         restore_model(target, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        logger.info("Loading the best model, %s.", self.state.best_model_checkpoint)
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+        best = Path(str(self.state.best_model_checkpoint))
+        torn = what_is_torn(best)
+        if torn is not None:
+            logger.warning(
+                "The best model, %s, cannot be loaded: %s. The last is kept.", best, torn
+            )
+            return
+        logger.info("Loading the best model, %s.", best)
+        self._load_from_checkpoint(str(best))
+        self._loaded_step = step_of(best)

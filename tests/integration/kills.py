@@ -24,7 +24,8 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from test_trainer import UNSUPERVISED, build_args, build_model  # noqa: E402
 
 from simcse_trainer import SimCSETrainer  # noqa: E402
-from simcse_trainer.checkpoints import STAGING, find_checkpoint  # noqa: E402
+from simcse_trainer.checkpoints import find_checkpoint  # noqa: E402
+from simcse_trainer.files import TMP_PREFIX  # noqa: E402
 
 STEPS = 60
 
@@ -76,7 +77,7 @@ def main(root: Path, how: signal.Signals, count: int) -> None:
             time.sleep(random.uniform(0.1, 0.6) * duration)
             if os.waitpid(child, os.WNOHANG)[0] == 0:
                 os.kill(child, how)
-                saving = any((folder / STAGING).glob("*"))
+                saving = any(folder.glob(f"{TMP_PREFIX}*/checkpoint-*"))
                 status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
                 assert status in (-how, 143, 0), status
                 tally["killed"] += 1

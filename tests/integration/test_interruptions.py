@@ -13,7 +13,8 @@ from test_trainer import TRIPLETS, build_args, build_model
 from transformers import TrainerCallback
 
 from simcse_trainer import InputError, SimCSETrainer
-from simcse_trainer.checkpoints import MANIFEST, STAGING, find_checkpoint, what_is_torn
+from simcse_trainer.checkpoints import find_checkpoint, what_is_torn
+from simcse_trainer.files import MANIFEST, TMP_PREFIX
 
 
 @pytest.mark.parametrize(("how", "count"), [("SIGKILL", 25), ("SIGTERM", 10)])
@@ -131,7 +132,7 @@ def test_a_full_disk_does_not_end_training(full_disk, tmp_path, caplog):
     full_disk.lift()
     trainer.save_model()
     assert (tmp_path / "model.safetensors").is_file()
-    assert not (tmp_path / STAGING).exists()
+    assert not list(tmp_path.glob(f"{TMP_PREFIX}*"))
 
 
 def test_the_full_disk_changes_no_weight(full_disk, tmp_path):

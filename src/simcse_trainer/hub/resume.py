@@ -10,8 +10,9 @@ from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from simcse_trainer.checkpoints import MANIFEST, publish, what_is_torn
+from simcse_trainer.checkpoints import publish, what_is_torn
 from simcse_trainer.errors import InputError
+from simcse_trainer.files import MANIFEST, OLD_MANIFEST
 from simcse_trainer.hub.failures import HubFailure
 from simcse_trainer.hub.process import HubProcess, HubSettings
 from simcse_trainer.hub.repository import SHA256, TRAINING_STATE
@@ -80,7 +81,8 @@ def _install(staged: Path, output_dir: Path) -> Path:
     torn = what_is_torn(staged)
     if torn is not None:
         raise HubFailure(f"the training state is torn: {torn}", refused=True)
-    (staged / MANIFEST).unlink()
+    for name in (MANIFEST, OLD_MANIFEST):
+        (staged / name).unlink(missing_ok=True)
     (staged / STATE).write_text(
         json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )

@@ -13,9 +13,10 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from simcse_trainer.checkpoints import MANIFEST, find_checkpoint
+from simcse_trainer.checkpoints import find_checkpoint
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.plots import TRAINING_CURVE
+from simcse_trainer.files import MANIFEST, OLD_MANIFEST
 from simcse_trainer.hub.repository import TRAINING_STATE, FolderPush
 
 UPLOADS = ".hub-uploads"
@@ -26,6 +27,7 @@ STATE = "trainer_state.json"
 # What is beside a model in a checkpoint, and in a run's folder: not part of the model.
 _NOT_MODEL = (
     MANIFEST,
+    OLD_MANIFEST,
     STATE,
     "training_run.json",
     "training_heads.safetensors",

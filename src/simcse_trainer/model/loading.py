@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from simcse_trainer.errors import InputError
+from simcse_trainer.manifest import check_complete
 from simcse_trainer.model.adapter_folder import (
     AdapterFolder,
     check_base,
@@ -91,6 +92,7 @@ def load_model(
         InputError: Nothing there, or something that SimCSE cannot represent.
     """
     hub = {"revision": revision, "token": token}
+    manifest = check_complete(Path(name_or_path))
     source = _find_source(resolve_packaged(name_or_path), base_model, hub)
     options["bits"] = _choose_bits(source, load_in_4bit, load_in_8bit)
     projection_head = _check_head(projection_head, source)
@@ -113,6 +115,8 @@ def load_model(
     model.prompts = dict(source.layout.prompts) if source.layout else {}
     model.max_seq_length = choose_max_length(max_seq_length, source.layout, model)
     speed_up(model)
+    if check_complete(Path(name_or_path)) != manifest:
+        raise InputError(f"'{name_or_path}' was replaced while it was read. Load it again.")
     _log_choices(model, name_or_path, asked=padding_free)
     return model
 

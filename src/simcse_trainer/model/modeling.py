@@ -104,10 +104,10 @@ class SimCSEModel(nn.Module):
         return load_model(str(name_or_path), **options)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write a folder that every loader reads; see `saving.save_model` for the options."""
-        from simcse_trainer.model.saving import save_model
+        """Write a folder that every loader reads; see `saving.replace_model` for the options."""
+        from simcse_trainer.model.saving import replace_model
 
-        save_model(self, Path(folder), **options)
+        replace_model(self, Path(folder), **options)
 
     @property
     def config(self) -> Any:

@@ -7,8 +7,12 @@ also hold what only training uses, in `training_heads.safetensors`, so that a ru
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors.torch import save_file
@@ -16,8 +20,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simcse_trainer.errors import InputError
-from simcse_trainer.model.adapter_folder import HIDDEN, write_adapter
-from simcse_trainer.model.adapters import base_of, has_adapter, merged_state, restore_adapter
+from simcse_trainer.model.adapter_folder import ADAPTER_FILE, HIDDEN, write_adapter
+from simcse_trainer.model.adapters import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    base_of,
+    has_adapter,
+    merged_state,
+    restore_adapter,
+)
 from simcse_trainer.model.decoders import is_bidirectional
 from simcse_trainer.model.head_weights import TRAINING_HEADS, saved_heads
 from simcse_trainer.model.layout import REFUSED, TRANSFORMER, Layout, read_layout, write_layout
@@ -25,10 +36,38 @@ from simcse_trainer.model.loading import load_model
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.pooling import LAYER_PAIRS
 from simcse_trainer.model.quantization import bits_of, describe_quantization
+from simcse_trainer.output_folder import (
+    ForeignFilesError,
+    list_files,
+    make_tmp,
+    replace_files,
+)
 
 logger = logging.getLogger(__name__)
 
 ADAPTER_BESIDE = "adapter"
+
+
+def replace_model(model: SimCSEModel, folder: Path, **options: Any) -> None:
+    """Write a model into a folder at once; an earlier model of ours there is replaced.
+
+    Args:
+        model: The model.
+        folder: Made if it is not there; other files in it stay.
+        options: For `save_model`.
+
+    Raises:
+        InputError: The folder holds files of the same names, or that would be loaded with the
+            model, which no save has written; or as `save_model`.
+    """
+    tmp = make_tmp(folder, uuid4().hex[:16])
+    try:
+        save_model(model, tmp / "model", **options)
+        replace_files(tmp / "model", folder)
+    except ForeignFilesError as error:
+        raise InputError(f"{error} Save in another folder, or move them away.") from None
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
 
 
 def save_model(
@@ -143,6 +182,15 @@ def _write(
             # As the released checkpoints do: AutoModel's pooler_output is the sentence embedding.
             backbone |= {f"pooler.{name}": tensor for name, tensor in exported.items()}
         _save_backbone(model, folder, backbone)
+    _write_beside(model, folder, exported, as_adapter=as_adapter)
+    if training_heads:
+        _save_training_heads(model, folder, state)
+
+
+def _write_beside(
+    model: SimCSEModel, folder: Path, exported: Mapping[str, Tensor], *, as_adapter: bool
+) -> None:
+    """Write the tokenizer and the layout: all but the backbone."""
     if model.tokenizer is not None:
         model.tokenizer.model_max_length = model.max_seq_length
         model.tokenizer.save_pretrained(folder)
@@ -156,8 +204,40 @@ def _write(
         transformer=REFUSED if refused else TRANSFORMER,
         quantization=describe_quantization(base_of(model.backbone)) if as_adapter else None,
     )
-    if training_heads:
-        _save_training_heads(model, folder, state)
+
+
+def list_model_files(model: SimCSEModel, lora_save: str | None = None) -> list[str]:
+    """Return the names of the files that `save_model` would write.
+
+    Args:
+        model: The model.
+        lora_save: As for `save_model`.
+
+    Raises:
+        InputError: As `save_model`.
+    """
+    form = choose_lora_save(model, lora_save)
+    if form != "both":
+        return _list_files(model, as_adapter=form == "adapter")
+    beside = _list_files(model, as_adapter=True)
+    merged = _list_files(model, as_adapter=False)
+    return [*merged, *(f"{ADAPTER_BESIDE}/{name}" for name in beside)]
+
+
+def _list_files(model: SimCSEModel, *, as_adapter: bool) -> list[str]:
+    head = _part(model.state_dict(), "head.") if model.mlp_only_train is False else {}
+    # What a tokenizer writes, only writing it tells.
+    with TemporaryDirectory() as tmp:
+        _write_beside(model, Path(tmp), head, as_adapter=as_adapter)
+        names = list_files(Path(tmp))
+    config = model.config
+    if as_adapter:
+        place = f"{HIDDEN}/" if is_bidirectional(config) else ""
+        adapter = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+        return [*names, ADAPTER_FILE, *(place + name for name in adapter)]
+    code = (getattr(config, "auto_map", None) or {}).values()
+    own = {f"{str(one).split('--')[-1].split('.')[0]}.py" for one in code}
+    return [*names, "config.json", "model.safetensors", *sorted(own)]
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
