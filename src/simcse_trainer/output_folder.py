@@ -212,9 +212,10 @@ def flush(path: Path) -> None:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Return the names of all files in a folder and those below it, with forward slashes."""
+    """Return the names of all files in a folder and below, with forward slashes; no manifest's."""
     paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return [path.relative_to(folder).as_posix() for path in paths]
+    names = (path.relative_to(folder).as_posix() for path in paths)
+    return [name for name in names if name != MANIFEST]
 
 
 def shorten(names: Sequence[str]) -> str:

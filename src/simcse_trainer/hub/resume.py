@@ -17,6 +17,7 @@ from simcse_trainer.hub.failures import HubFailure
 from simcse_trainer.hub.process import HubProcess, HubSettings
 from simcse_trainer.hub.repository import SHA256, TRAINING_STATE
 from simcse_trainer.hub.snapshot import BEST_MODEL, STATE, UPLOADS, read_state, step_of
+from simcse_trainer.manifest import read_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +71,15 @@ def _install(staged: Path, output_dir: Path) -> Path:
     state = read_state(staged)
     if "global_step" not in state:
         raise HubFailure(f"its {STATE} is missing or unreadable", refused=True)
+    manifest = read_manifest(staged)
+    run = manifest.run if manifest else ""
     best_step = step_of(state.get("best_model_checkpoint"))
     if best_step is not None:
         # The path is of the machine that the run began on.
         best = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{best_step}"
         state["best_model_checkpoint"] = str(best)
         if (staged / BEST_MODEL).is_dir() and not best.exists():
-            (staged / BEST_MODEL).rename(best)
+            publish(staged / BEST_MODEL, best, run=run, step=best_step)
     shutil.rmtree(staged / BEST_MODEL, ignore_errors=True)
     torn = what_is_torn(staged)
     if torn is not None:
@@ -87,5 +90,5 @@ def _install(staged: Path, output_dir: Path) -> Path:
         json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8"
     )
     checkpoint = output_dir / f"{PREFIX_CHECKPOINT_DIR}-{state['global_step']}"
-    publish(staged, checkpoint)
+    publish(staged, checkpoint, run=run, step=state["global_step"])
     return checkpoint
