@@ -18,7 +18,7 @@ help:
 	@echo "make bench        speed against sentence-transformers and a padded Trainer, in minutes"
 
 quickstart: $(VENV)/.quickstart
-	$(ALL_CORES) $(BIN)/accelerate launch train_simcse.py configs/quickstart.yaml
+	$(ALL_CORES) $(BIN)/accelerate launch train_simcse.py configs/quickstart.yaml --overwrite_output_dir true
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 4 --cov=simcse_trainer
