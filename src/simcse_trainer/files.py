@@ -13,6 +13,8 @@ OLD_MANIFEST = "checkpoint_files.json"
 # Marks a folder of ours for files that are being written. What is in such a folder is ours.
 TMP_PREFIX, TMP_MARKER = ".simcse-tmp-", "made_by_simcse_trainer"
 LOCK = ".simcse-lock"
+# Links to what is on its way to the Hub; marked as ours like the above.
+UPLOADS = ".simcse-uploads"
 
 CARD = "README.md"
 TRAINING_CURVE = "training_curve.png"

@@ -6,6 +6,7 @@ Only what a manifest lists is ever replaced, deleted or published. Needs no torc
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -14,6 +15,9 @@ from typing import Any
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.files import DOCUMENTS, MANIFEST, is_inside, is_training_state
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_RUN_ID = re.compile(r"[A-Za-z0-9]{0,64}")
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,14 @@ class Manifest:
         run: Of which run the model is; empty where it is of none.
         step: The optimizer steps that the weights have seen; None where it is not known.
         complete: All files are there. False while a model is being replaced.
+        training_state: On the Hub, the commit with the training state of these weights.
     """
 
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     run: str = ""
     step: int | None = None
     complete: bool = True
+    training_state: str | None = None
 
     @property
     def model_files(self) -> dict[str, FileRecord]:
@@ -63,12 +69,14 @@ class Manifest:
 
     def as_text(self) -> str:
         """Return the manifest as JSON, the same for the same files."""
-        content = {
+        content: dict[str, Any] = {
             "run": self.run,
             "step": self.step,
             "complete": self.complete,
             "files": {name: self.files[name].as_json() for name in sorted(self.files)},
         }
+        if self.training_state is not None:
+            content["training_state"] = self.training_state
         return json.dumps(content, indent=2) + "\n"
 
 
@@ -91,10 +99,16 @@ def parse_manifest(text: str, source: str) -> Manifest:
     step, run, complete = said.get("step"), said.get("run", ""), said.get("complete", True)
     if not (step is None or _is_count(step)):
         raise _malformed(source, f"'step' is {step!r}; expected a number from 0")
-    if not isinstance(run, str) or not isinstance(complete, bool):
-        raise _malformed(source, f"'run' is {run!r} and 'complete' {complete!r}")
+    # It becomes part of names of folders and tags.
+    if not isinstance(run, str) or not _RUN_ID.fullmatch(run):
+        raise _malformed(source, f"'run' is {run!r}; expected letters and digits")
+    if not isinstance(complete, bool):
+        raise _malformed(source, f"'complete' is {complete!r}; expected true or false")
+    state = said.get("training_state")
+    if state is not None and not (isinstance(state, str) and _COMMIT.fullmatch(state)):
+        raise _malformed(source, f"'training_state' is {state!r}; expected a commit")
     files = {name: _parse_record(name, one, source) for name, one in said["files"].items()}
-    return Manifest(files, run, step, complete)
+    return Manifest(files, run, step, complete, state)
 
 
 def read_manifest(folder: Path) -> Manifest | None:

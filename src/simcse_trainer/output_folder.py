@@ -47,17 +47,28 @@ def make_tmp(folder: Path, name: str) -> Path:
         folder: Where the files will go: a rename stays on one file system.
         name: Of the run, as no other folder is called.
     """
-    tmp = folder / f"{TMP_PREFIX}{name}"
-    tmp.mkdir(parents=True, exist_ok=True)
-    (tmp / TMP_MARKER).touch()
-    return tmp
+    return make_own(folder / f"{TMP_PREFIX}{name}")
 
 
 def remove_tmp(folder: Path) -> None:
     """Delete what a killed run left half-written; no other run may be at work here."""
     for tmp in folder.glob(f"{TMP_PREFIX}*"):
-        if (tmp / TMP_MARKER).is_file():
-            shutil.rmtree(tmp, ignore_errors=True)
+        remove_own(tmp)
+
+
+def make_own(folder: Path) -> Path:
+    """Make a folder that is ours to delete, with all that is in it."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    if made:
+        (folder / TMP_MARKER).touch()
+    return folder
+
+
+def remove_own(folder: Path) -> None:
+    """Delete a folder from `make_own`; one of that name without our mark stays."""
+    if (folder / TMP_MARKER).is_file():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def find_foreign(folder: Path, names: Iterable[str]) -> list[str]:

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
 from simcse_trainer.describing import Examples, RunDescription, collect_facts
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.plots import draw_training_curve
-from simcse_trainer.files import CARD, TRAINING_CURVE
+from simcse_trainer.files import CARD, TRAINING_CURVE, step_of
 from simcse_trainer.hub.callback import HubCheckpointCallback
 from simcse_trainer.hub.metadata import card_data
 from simcse_trainer.hub.model_card import render_card
@@ -56,8 +56,8 @@ class PushingTrainer(SafeTrainer):
             callbacks += found
         if found:
             self.hub = found[0]
-            self.hub.write_card = lambda folder, name: self.create_model_card(
-                folder, model_id=name, figure=False
+            self.hub.write_card = lambda folder, name, step: self.create_model_card(
+                folder, model_id=name, figure=False, step=step
             )
         return callbacks
 
@@ -82,6 +82,7 @@ class PushingTrainer(SafeTrainer):
         *,
         model_id: str | None = None,
         figure: bool = True,
+        step: int | None = None,
         **ignored: Any,
     ) -> None:
         """Write `README.md`, and the training curve where it can be drawn, at any time.
@@ -90,6 +91,7 @@ class PushingTrainer(SafeTrainer):
             folder: By default `output_dir`.
             model_id: What the card says to load; by default `hub_model_id`, else `output_dir`.
             figure: Draw `training_curve.png`; else only refer to it, for who draws it elsewhere.
+            step: Of the weights that the folder holds; by default as it says itself.
             ignored: What `Trainer.push_to_hub` passes for its own card.
 
         Raises:
@@ -98,9 +100,12 @@ class PushingTrainer(SafeTrainer):
         if not self.is_world_process_zero():
             return
         path = Path(folder or str(self.args.output_dir))
-        in_checkpoint = path.name.startswith(PREFIX_CHECKPOINT_DIR)
         facts = collect_facts(
-            self, model_id, in_checkpoint=in_checkpoint, step=self._find_step(path)
+            self,
+            model_id,
+            # While training adapters are saved as they are.
+            in_checkpoint=step is not None or step_of(path) is not None,
+            step=self._find_step(path) if step is None else step,
         )
         text = render_card(facts, self.card_template)
         token = str(self.args.hub_token or get_token() or "")
@@ -126,7 +131,7 @@ class PushingTrainer(SafeTrainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As `SafeTrainer.save_model`; the model is then pushed in the background."""
         super().save_model(output_dir, _internal_call)
-        if not _internal_call and self.hub is not None and self.hub.waits_at_train_end:
+        if not _internal_call and self.hub is not None and self.hub.pushes_models:
             self._push(Path(output_dir or str(self.args.output_dir)))
 
     def push_to_hub(  # type: ignore[override]

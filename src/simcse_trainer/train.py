@@ -92,7 +92,8 @@ def _run(
     before = look()
     trainer.description.before = before.metrics
     if hub:
-        hub.waits_at_train_end = False  # the model and its last scores are still to come
+        # The model and its last scores are still to come.
+        hub.waits_at_train_end = hub.pushes_models = False
     result = _train(trainer, checkpoint)
     if trainer.interrupted:
         _finish_hub(hub)

@@ -261,7 +261,7 @@ class SimCSETrainer(PushingTrainer):
         """Write the folder that every loader reads; in checkpoints with the training-only heads."""
         folder = Path(output_dir or self.args.output_dir)
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        in_checkpoint = folder.name.startswith("checkpoint-")
+        in_checkpoint = step_of(folder) is not None
         adapted = choose_lora_save(model, self.args.lora_save)
         save_model(
             model,

@@ -188,7 +188,7 @@ def test_a_folder_that_holds_the_token_is_not_pushed(by, hub: LoopbackHub, tmp_p
     if by == "environment":
         monkeypatch.setenv("HF_TOKEN", TOKEN)
     words = ["--token", TOKEN] if by == "option" else []
-    done = push_command(str(folder), "me/tiny", *words)
+    done = push_command(str(folder), "me/tiny", "--include", "notes.*", *words)
     assert done.returncode == 2
     assert "notes.txt contains the Hub token" in done.stderr
     assert hub.count("commit") == 0

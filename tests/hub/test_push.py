@@ -43,9 +43,12 @@ print(json.dumps([[float(x) for x in row] for row in embed]))
 TEXTS = ["the cat sat", "a dog ran far away"]
 
 
-def load(loader: str, name: str, revision: str | None, **environment: str) -> torch.Tensor:
+def load(
+    loader: str, name: str, revision: str | None, *, options: str = "", **environment: str
+) -> torch.Tensor:
     arguments = json.dumps([name, revision, TEXTS])
-    done = run_python(LOAD.format(loader=LOADERS[loader]), arguments, **environment)
+    code = LOADERS[loader].replace("revision=revision", f"revision=revision{options}")
+    done = run_python(LOAD.format(loader=code), arguments, **environment)
     assert done.returncode == 0, done.stderr
     return torch.tensor(json.loads(done.stdout.splitlines()[-1]))
 

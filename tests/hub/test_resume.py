@@ -1,6 +1,5 @@
 """A run that is lost goes on from its training state on the Hub, if that is whole."""
 
-import json
 import os
 import shutil
 import signal
@@ -13,7 +12,6 @@ import torch
 from conftest import ROOT
 from hub_runs import TOKEN, build, train
 from loopback import LoopbackHub
-from loopback_store import Blob
 from safetensors.torch import load_file
 from test_trainer import PAIRS
 
@@ -96,15 +94,11 @@ def test_a_torn_training_state_is_refused(hub: LoopbackHub, tmp_path):
     train(tmp_path / "out")
     repo = hub.repos["me/tiny"]
     whole = dict(repo.by_sha[repo.branches["training-state"]].files)
-    listed = json.loads(whole["sha256.json"].data)
-    listed["files"]["../escaped.txt"] = "0" * 64
-    outside = whole | {"sha256.json": Blob(json.dumps(listed).encode(), False)}
     torn = {path: blob for path, blob in whole.items() if path != "optimizer.pt"}
-    for files, name in ((torn, "optimizer.pt"), (outside, "escaped.txt")):
-        repo.commit("training-state", "torn", files)
-        with pytest.raises(InputError, match=f"torn: .*{name} is listed"):
-            download_training_state("me/tiny", tmp_path / "new", token=TOKEN)
-        assert not list((tmp_path / "new").glob("checkpoint-*"))
+    repo.commit("training-state", "torn", torn)
+    with pytest.raises(InputError, match=r"torn: optimizer\.pt is listed"):
+        download_training_state("me/tiny", tmp_path / "new", token=TOKEN)
+    assert not list((tmp_path / "new").glob("checkpoint-*"))
 
 
 def test_a_repository_without_a_training_state_says_so(hub: LoopbackHub, tmp_path):

@@ -14,7 +14,6 @@ ROOMS = [
     "errors",
     "files",
     "manifest",
-    "model_files",
     "output_folder",
     "run_lock",
     "objective",

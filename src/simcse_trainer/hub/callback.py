@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +12,23 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
-from simcse_trainer.checkpoints import what_is_torn
+from simcse_trainer.checkpoints import read_checkpoint, what_is_torn
 from simcse_trainer.errors import InputError
+from simcse_trainer.files import CARD, UPLOADS, step_of
+from simcse_trainer.hub.contents import link_files, list_published
 from simcse_trainer.hub.failures import HubFailure
 from simcse_trainer.hub.process import HubProcess, HubSettings
-from simcse_trainer.hub.pushing import stage_folder
+from simcse_trainer.hub.pushing import remove_uploads, stage_folder
 from simcse_trainer.hub.snapshot import (
-    UPLOADS,
+    best_of,
     figure_of,
-    link_model,
     link_state,
+    make_target,
     message_of,
     pushes_of,
 )
-from simcse_trainer.hub.uploader import Upload, Uploader
+from simcse_trainer.hub.uploader import Upload, Uploader, how_to_push
+from simcse_trainer.output_folder import remove_own
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ class HubCheckpointCallback(TrainerCallback):
         args: Of the Trainer.
 
     Attributes:
-        write_card: Writes `README.md` into a folder, for the repository named; set by the Trainer.
+        write_card: Writes `README.md` into a folder, for the repository named and the weights of
+            a step; set by the Trainer.
+        pushes_models: Each call of `save_model` is pushed. Unset where more is still to follow.
         waits_at_train_end: In a single process the end of training waits for the last upload.
             Unset where something is still to follow; `finish` waits then.
 
@@ -57,7 +60,8 @@ class HubCheckpointCallback(TrainerCallback):
 
     def __init__(self, args: Any):
         self.args = args
-        self.write_card: Callable[[Path, str], None] | None = None
+        self.write_card: Callable[[Path, str, int], None] | None = None
+        self.pushes_models = True
         self.waits_at_train_end = int(args.world_size) == 1
         self.uploader: Uploader | None = None
         if args.process_index == 0:
@@ -65,7 +69,7 @@ class HubCheckpointCallback(TrainerCallback):
 
     def _connect(self) -> None:
         args = self.args
-        shutil.rmtree(Path(str(args.output_dir)) / UPLOADS, ignore_errors=True)
+        remove_own(Path(str(args.output_dir)) / UPLOADS)  # of a run that was killed
         settings = HubSettings(
             name=args.hub_model_id or Path(str(args.output_dir)).absolute().name,
             token=args.hub_token,
@@ -147,17 +151,15 @@ class HubCheckpointCallback(TrainerCallback):
         except KeyboardInterrupt:
             self.uploader.end()
             failure = HubFailure("interrupted")
-        shutil.rmtree(Path(str(args.output_dir)) / UPLOADS, ignore_errors=True)
+        remove_uploads(Path(str(args.output_dir)))
         if failure is None:
             logger.info("%s is on the Hub.", self.uploader.repository)
             return True
         logger.warning(
-            "All is safe in %s, but not all of it is on the Hub: %s. Finish with: "
-            "simcse-trainer push %s %s",
+            "All is safe in %s, but not all of it is on the Hub: %s. %s",
             args.output_dir,
             failure.text,
-            args.output_dir,
-            self.uploader.repository,
+            how_to_push(args.output_dir, self.uploader.repository, failure),
         )
         settings = replace(self.uploader.settings, name=self.uploader.repository)
         self.uploader = self._uploader(settings)
@@ -165,20 +167,31 @@ class HubCheckpointCallback(TrainerCallback):
 
     def _stage(self, checkpoint: Path, state: Any) -> Upload:
         assert self.uploader is not None
-        step = int(state.global_step)
-        best = checkpoint.with_name(Path(state.best_model_checkpoint or checkpoint).name)
-        model = best if best.is_dir() else checkpoint
-        target = checkpoint.parent / UPLOADS / f"{checkpoint.name}-{time.time_ns()}"
+        repository, step = self.uploader.repository, int(state.global_step)
+        best = best_of(checkpoint)
+        model = best if best is not None and best.is_dir() else checkpoint
+        target = make_target(checkpoint.parent)
+        names = list_published(model)
         if self.write_card is not None:
-            self.write_card(checkpoint, self.uploader.repository)
-        link_model(model, target / "model", card_of=checkpoint)
-        if self.args.hub_push_training_state:
-            link_state(checkpoint, model, target / "state")
+            self.write_card(checkpoint, repository, step)
+            # That of the best model tells of its weights, as what is known now does.
+            names = [name for name in names if name != CARD]
+            link_files(model, target / "model", names)
+            self.write_card(target / "model", repository, step_of(model) or step)
+        else:
+            link_files(model, target / "model", names)
+        if self.args.hub_push_training_state and not link_state(checkpoint, best, target / "state"):
+            logger.warning(
+                "The training state of %s is not pushed: DeepSpeed would execute what it reads of "
+                "it. Keep the checkpoint to go on from.",
+                checkpoint.name,
+            )
         pushes = pushes_of(
             target,
-            step=step,
+            step=step_of(model),
+            run=read_checkpoint(checkpoint).run,
             message=message_of(vars(state), step, self.args.metric_for_best_model),
             branch=self.args.hub_revision or "main",
-            is_latest=model == checkpoint,
+            state_step=step,
         )
         return Upload(f"step {step}", target, pushes, figure_of(target, checkpoint))

@@ -7,6 +7,8 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Sequence
+from pathlib import PureWindowsPath
+from typing import Any
 from urllib.parse import quote
 
 # Longer texts of the data are cut.
@@ -19,6 +21,9 @@ _MARKDOWN = re.compile(r"([\\`*\[\]|~$#!]|(?<!\w)_|_(?!\w))")
 # of writing; not the two joiners that words and emoji are made with.
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"
+
+# From the root, a home or a drive on; not what stands in an address.
+_PATH = re.compile(r"(?<![\w.:/\\~-])(file://)?(~?/|~?\\\\|[A-Za-z]:[\\/])[^\s\"',;]*")
 
 _SECRET = re.compile(r"--[\w-]*(token|secret|password|api[_-]?key)", re.IGNORECASE)
 
@@ -46,6 +51,17 @@ def python_string(text: str) -> str:
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
+def cut_paths(value: Any) -> Any:
+    """JSON's values with the last name of each absolute path in place of the path."""
+    if isinstance(value, str):
+        if value[:1] == "/" or PureWindowsPath(value).is_absolute():  # spaces are part of it
+            return _last_name(value)
+        return _PATH.sub(lambda found: _last_name(found[0]), value)
+    if isinstance(value, dict):
+        return {cut_paths(name): cut_paths(one) for name, one in value.items()}
+    return [cut_paths(one) for one in value] if isinstance(value, list) else value
+
+
 def fence(code: str, language: str) -> str:
     """A code block that its own content cannot end."""
     ticks = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`{3,}", code))])
@@ -68,6 +84,10 @@ def shell_command(words: Sequence[str]) -> str:
             continue
         kept.append(word)
     return shlex.join(kept)
+
+
+def _last_name(path: str) -> str:
+    return re.split(r"[\\/]", path.rstrip("\\/"))[-1]
 
 
 def _one_line(text: str) -> str:

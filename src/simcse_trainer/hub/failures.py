@@ -15,9 +15,12 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
+from simcse_trainer.errors import InputError
+
 # Answers that say "not now". All other 4xx are about what was asked or who asked.
 _PASSING = {408, 409, 412, 425, 429}
 _LONGEST_DELAY_S = 300.0
+_REFUSALS = 3
 
 
 class HubFailure(Exception):
@@ -28,6 +31,7 @@ class HubFailure(Exception):
         status: The HTTP status, if there was an answer.
         retry_after: Seconds that the Hub asked to wait.
         refused: The same request would fail again.
+        options: What to add to `simcse-trainer push` so that it succeeds.
     """
 
     def __init__(
@@ -37,22 +41,31 @@ class HubFailure(Exception):
         status: int | None = None,
         retry_after: float | None = None,
         refused: bool = False,
+        options: str = "",
     ):
         super().__init__(text)
         self.text = text
         self.status = status
         self.retry_after = retry_after
         self.refused = refused
+        self.options = options
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it was decided here, from what the Hub holds: no other answer can come."""
+        return self.refused and self.status is None
 
     def as_dict(self) -> dict[str, Any]:
         """For the way between processes; the constructor's arguments."""
-        return {name: getattr(self, name) for name in ("text", "status", "retry_after", "refused")}
+        return dict(vars(self))
 
 
 def explain(error: BaseException) -> HubFailure:
     """Any exception of the client as a `HubFailure`."""
     if isinstance(error, HubFailure):
         return error
+    if isinstance(error, InputError):
+        return HubFailure(str(error), refused=True)
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     status: int | None = getattr(response, "status_code", None)
     line = " ".join(str(error).split()) or type(error).__name__
@@ -75,16 +88,31 @@ def explain(error: BaseException) -> HubFailure:
     return HubFailure(line[:300], status=status, retry_after=_wait(response), refused=refused)
 
 
-def delay(attempt: int, unit_s: float, failure: HubFailure) -> float:
-    """Seconds before the next try: exponential with jitter, and no less than the Hub asked for.
+class Retries:
+    """How often one request is made again, and when.
+
+    A refusal may be a hiccup too (a token that is being renewed): so many in a row are an answer.
+    What was decided here is one at once.
 
     Args:
-        attempt: How many have failed, from 1.
-        unit_s: The delay after the first, about.
-        failure: Of the last one.
+        unit_s: The delay after the first failure, about.
     """
-    backoff: float = min(unit_s * 2 ** min(attempt - 1, 16), _LONGEST_DELAY_S)
-    return max(backoff * random.uniform(0.75, 1.25), failure.retry_after or 0.0)
+
+    def __init__(self, unit_s: float):
+        self._unit_s = unit_s
+        self._attempts = self._refusals = 0
+
+    def after(self, failure: HubFailure) -> float | None:
+        """Return the seconds before the next try; None where there is no use in one.
+
+        They grow exponentially, with jitter, and are no fewer than the Hub asked for.
+        """
+        self._attempts += 1
+        self._refusals += failure.refused
+        if failure.is_final or self._refusals == _REFUSALS:
+            return None
+        backoff: float = min(self._unit_s * 2 ** min(self._attempts - 1, 16), _LONGEST_DELAY_S)
+        return max(backoff * random.uniform(0.75, 1.25), failure.retry_after or 0.0)
 
 
 def _wait(response: Any) -> float | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import simcse_trainer
-from simcse_trainer.hub.failures import HubFailure, delay
+from simcse_trainer.hub.failures import HubFailure, Retries
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class HubProcess:
     def call_until(
         self, request: dict[str, Any], deadline: float, progress: Progress | None = None
     ) -> Any:
-        """Try until it succeeds, is refused three times, or the time is over.
+        """Try until it succeeds, is refused, or the time is over; see `Retries`.
 
         Args:
             request: For the worker.
@@ -84,15 +84,14 @@ class HubProcess:
         timer = threading.Timer(max(deadline - time.monotonic(), 0.0), self.end)
         timer.daemon = True
         timer.start()
-        attempt = refusals = 0
+        retries = Retries(self.retry_unit_s)
         try:
             while True:
                 try:
                     return self.call(request, progress)
                 except HubFailure as failure:
-                    attempt, refusals = attempt + 1, refusals + failure.refused
-                    wait = delay(attempt, self.retry_unit_s, failure)
-                    if refusals == 3 or self._ended or time.monotonic() + wait > deadline:
+                    wait = retries.after(failure)
+                    if wait is None or self._ended or time.monotonic() + wait > deadline:
                         raise
                     logger.warning("The Hub: %s. Next try in %.0f s.", failure.text, wait)
                     time.sleep(wait)

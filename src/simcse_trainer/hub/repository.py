@@ -10,9 +10,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import (
@@ -25,18 +25,22 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from simcse_trainer.evaluation.plots import TRAINING_CURVE
+from simcse_trainer.errors import InputError
+from simcse_trainer.files import CARD, MANIFEST, STATE, TRAINING_ARGS, is_inside
+from simcse_trainer.hub.contents import is_deepspeed, is_resumed
 from simcse_trainer.hub.failures import HubFailure
-from simcse_trainer.model_files import MODEL_FILES
+from simcse_trainer.hub.merging import Plan, plan_commit
+from simcse_trainer.manifest import FileRecord, Manifest, parse_manifest
 
 TRAINING_STATE = "training-state"
+# The list in training states of version 0.1.0.
 SHA256 = "sha256.json"
+# No list of files is as long; what is longer is not read.
+_LONGEST_LIST = 10 * 2**20
 
 # The client sends files of a commit together; from this size on each has a call of its own, so
 # that there is progress to show and less to repeat.
 _LARGE = 100 * 2**20
-# What an earlier push may have left and this folder lacks; other files there are not ours.
-_OURS = (*MODEL_FILES, TRAINING_CURVE)
 
 Report = Callable[[int, int], None]
 
@@ -46,18 +50,24 @@ class FolderPush:
     """A folder that becomes one commit on a branch.
 
     Attributes:
-        folder: All its files go up.
+        folder: All its files go up, with a manifest of them.
         message: Of the commit.
         branch: Made where it is missing.
-        tag: For the commit.
-        whole_branch: The branch holds this folder and nothing else, with the checksums of it.
+        tags: For the commit.
+        run: Of which run it is.
+        step: The optimizer steps that the weights have seen.
+        is_state: It is for going on with a run.
+        overwrite: Also replace what somebody else has changed.
     """
 
     folder: str
     message: str
     branch: str = "main"
-    tag: str | None = None
-    whole_branch: bool = False
+    tags: list[str] = field(default_factory=list)
+    run: str = ""
+    step: int | None = None
+    is_state: bool = False
+    overwrite: bool = False
 
 
 @dataclass
@@ -68,13 +78,17 @@ class HubRepository:
         name: `name` or `namespace/name`; without one, the user's own is meant.
         token: None for the one that is stored on this machine.
         private: Of a repository that has still to be made; None leaves it to the Hub.
+        notes: What the user should know of the last push: other people's changes.
     """
 
     name: str
     token: str | None = None
     private: bool | None = None
     _full_name: str = ""
+    notes: list[str] = field(default_factory=list)
     _digests: dict[tuple[Any, ...], tuple[str, str]] = field(default_factory=dict)
+    _manifests: dict[str, str] = field(default_factory=dict)
+    _state: str | None = None
 
     def __post_init__(self) -> None:
         """The token goes into every request of this client."""
@@ -128,44 +142,89 @@ class HubRepository:
         Returns:
             The number of commits that were needed.
         """
+        self.notes, refusal = [], None
         pushes = list(pushes)
-        for one in pushes:
-            if one.whole_branch:
-                self._write_digests(Path(one.folder))
         total = sum(path.stat().st_size for one in pushes for path in _files(one.folder).values())
         done = commits = 0
+        self._state = None
         for one in pushes:
             size = sum(path.stat().st_size for path in _files(one.folder).values())
-            commits += self._push_folder(one, partial(_report_from, report, done, total))
+            try:
+                commits += self._push_folder(one, partial(_report_from, report, done, total))
+            except HubFailure as failure:
+                if not failure.is_final:
+                    raise
+                refusal = refusal or failure  # of this branch; the others are no part of it
             done += size
             report(done, total)
+        if refusal is not None:
+            raise refusal
         return commits
 
     def download(self, revision: str, folder: Path, report: Report) -> str:
         """A training state, each file checked against the checksums that came with it.
 
         Args:
-            revision: Branch, tag or commit.
+            revision: Branch, commit, or tag; that of a model stands for its training state.
             folder: Where to.
             report: Told files done and files in all.
 
         Returns:
             The commit it is of.
+
+        Raises:
+            HubFailure: There is none, or one that may not be fetched.
         """
-        commit = str(self.api.repo_info(self.full_name, revision=revision).sha)
-        remote = self._tree(commit)
-        if SHA256 not in remote:
-            text = f"'{revision}' of {self.full_name} holds no training state"
-            raise HubFailure(text, status=404, refused=True)
-        self._fetch(SHA256, commit, folder, lambda path: _same(remote[SHA256], *self._digest(path)))
-        digests: dict[str, str] = json.loads((folder / SHA256).read_text("utf-8"))["files"]
+        commit, remote = self._find_state(revision)
+        name = MANIFEST if MANIFEST in remote else SHA256
+        text = self._read_list(name, commit, remote)
+        if name == MANIFEST:
+            records = _parse(text, f"{MANIFEST} of {self.full_name}").files
+            (folder / MANIFEST).write_text(text, encoding="utf-8")
+            digests = {name: record.sha256 for name, record in records.items()}
+        else:
+            digests = _parse_sha256(text)
+        for name in digests:
+            self._check_name(name, remote)
         for done, (name, sha256) in enumerate(sorted(digests.items())):
             report(done, len(digests))
-            if name not in remote or not _is_inside(name):
-                text = f"the training state is torn: {name} is listed in {SHA256} and not there"
-                raise HubFailure(text, refused=True)
+            if sha256 is None:
+                raise HubFailure(f"its {MANIFEST} has no checksum of {name}", refused=True)
             self._fetch(name, commit, folder, partial(self._is_digest, sha256))
         return commit
+
+    def _find_state(self, revision: str) -> tuple[str, dict[str, RepoFile]]:
+        commit: str | None = revision
+        for _ in range(2):
+            commit = str(self.api.repo_info(self.full_name, revision=commit).sha)
+            remote = self._tree(commit)
+            if STATE in remote and {MANIFEST, SHA256} & {*remote}:
+                return commit, remote
+            # Of a model, whose commit says where its training state is.
+            if MANIFEST not in remote:
+                break
+            text = self._read_list(MANIFEST, commit, remote)
+            commit = _parse(text, f"{MANIFEST} of {self.full_name}").training_state
+            if commit is None:
+                break
+        raise HubFailure(
+            f"'{revision}' of {self.full_name} holds no training state", status=404, refused=True
+        )
+
+    def _check_name(self, name: str, remote: Mapping[str, RepoFile]) -> None:
+        """Refuse what no state of ours holds, and what would be written or executed elsewhere."""
+        if not is_inside(name) or name not in remote:
+            text = f"the training state is torn: {name} is listed in it and not there"
+        elif is_deepspeed(name):
+            text = (
+                f"it is a state of DeepSpeed ({name}), which executes what it reads. Resume from "
+                "your own copy of the checkpoint, or with DDP or FSDP from the start"
+            )
+        elif not is_resumed(name):
+            text = f"the training state holds {name}, which is no file of a state"
+        else:
+            return
+        raise HubFailure(text, refused=True)
 
     def _fetch(
         self, name: str, commit: str, folder: Path, is_right: Callable[[Path], bool]
@@ -180,44 +239,123 @@ class HubRepository:
         text = f"{name} differs from its checksum: the training state was altered"
         raise HubFailure(text, refused=True)
 
+    def _read_list(self, name: str, commit: str, remote: Mapping[str, RepoFile]) -> str:
+        """Return a list of files as the Hub has it; its contents are known by their checksum."""
+        entry = remote[name]
+        if entry.size > _LONGEST_LIST:
+            raise HubFailure(f"{name} of {self.full_name} is too long", refused=True)
+        if entry.blob_id not in self._manifests:
+            with TemporaryDirectory() as tmp:
+                is_right = partial(self._is_entry, entry)
+                self._fetch(name, commit, Path(tmp), is_right)
+                data = (Path(tmp) / name).read_bytes()
+            self._manifests[entry.blob_id] = data.decode("utf-8", errors="replace")
+        return self._manifests[entry.blob_id]
+
     def _push_folder(self, push: FolderPush, report: Callable[[int], None]) -> int:
         head = self._head(push.branch)
         remote, local = self._tree(head), _files(push.folder)
-        changed = [
-            name
-            for name, path in local.items()
-            if name not in remote or not _same(remote[name], *self._digest(path))
-        ]
-        gone = [
-            name
-            for name in remote
-            if name not in local
-            and name != ".gitattributes"
-            and (push.whole_branch or any(fnmatch(name, pattern) for pattern in _OURS))
-        ]
-        self._refuse_token(local[name] for name in changed)
+        known = self._read_manifest(push, head, remote)
+        records = {name: self._record(path) for name, path in local.items()}
+        plan = plan_commit(
+            records,
+            remote,
+            lambda name, record: _same(remote[name], record),
+            known=known,
+            by_old_version=known is None and self._is_of_old_version(push, head, remote),
+            is_state=push.is_state,
+            overwrite=push.overwrite,
+        )
+        self._note(push, plan, known)
+        self._refuse_token(local[name] for name in plan.add)
+        state = None if push.is_state else self._state
+        manifest = Manifest(plan.records, push.run, push.step, training_state=state)
+        if known is not None and not push.run and known.files == plan.records:
+            manifest = known  # the folder does not say of which run the same files are
+        text = manifest.as_text()
+        entry, blob = remote.get(MANIFEST), _git_name(text.encode())
         commit = head
-        if changed or gone:
-            adds = [CommitOperationAdd(name, str(local[name])) for name in changed]
-            done = 0
-            for add in adds:
-                if add.upload_info.size >= _LARGE:
-                    self.api.preupload_lfs_files(
-                        self.full_name, [add], revision=push.branch, free_memory=False
-                    )
-                    done += add.upload_info.size
-                    report(done)
-            info = self.api.create_commit(
-                self.full_name,
-                [*adds, *map(CommitOperationDelete, gone)],
-                commit_message=push.message,
-                revision=push.branch,
-                parent_commit=head,
+        changed = bool(plan.add or plan.delete or entry is None or entry.blob_id != blob)
+        if changed:
+            commit = self._commit(push, head, plan, local, text, report)
+            self._manifests[blob] = text
+        if push.is_state:
+            self._state = commit
+        for tag in push.tags:
+            self._tag(tag, commit, push, local)
+        return int(changed)
+
+    def _commit(
+        self,
+        push: FolderPush,
+        head: str,
+        plan: Plan,
+        local: Mapping[str, Path],
+        manifest: str,
+        report: Callable[[int], None],
+    ) -> str:
+        adds = [CommitOperationAdd(name, str(local[name])) for name in plan.add]
+        done = 0
+        for add in adds:
+            if add.upload_info.size >= _LARGE:
+                self.api.preupload_lfs_files(
+                    self.full_name, [add], revision=push.branch, free_memory=False
+                )
+                done += add.upload_info.size
+                report(done)
+        adds.append(CommitOperationAdd(MANIFEST, manifest.encode()))
+        info = self.api.create_commit(
+            self.full_name,
+            [*adds, *map(CommitOperationDelete, plan.delete)],
+            commit_message=push.message,
+            revision=push.branch,
+            parent_commit=head,
+        )
+        return str(info.oid)
+
+    def _read_manifest(
+        self, push: FolderPush, commit: str, remote: Mapping[str, RepoFile]
+    ) -> Manifest | None:
+        if MANIFEST not in remote:
+            return None
+        try:
+            text = self._read_list(MANIFEST, commit, remote)
+            return _parse(text, f"{MANIFEST} of {self.full_name}, {push.branch}")
+        except HubFailure as failure:
+            if push.overwrite and failure.refused:
+                return None
+            failure.options = "--overwrite"
+            raise
+
+    def _is_of_old_version(
+        self, push: FolderPush, commit: str, remote: Mapping[str, RepoFile]
+    ) -> bool:
+        """Whether version 0.1.0 has pushed there: it left no manifest."""
+        if TRAINING_ARGS in remote or (push.is_state and SHA256 in remote):
+            return True
+        if CARD not in remote or remote[CARD].size > _LONGEST_LIST:
+            return False
+        return "simcse-trainer" in self._read_list(CARD, commit, remote)
+
+    def _note(self, push: FolderPush, plan: Plan, known: Manifest | None) -> None:
+        where = f"{push.branch} of {self.full_name}"
+        if known is not None and known.run and push.run and known.run != push.run:
+            step = "" if known.step is None else f" at step {known.step}"
+            self.notes.append(
+                f"Another run ({known.run[:8]}{step}) has pushed to {where}; what it wrote is "
+                "replaced, and stays in the history. Give each run a --hub_revision of its own to "
+                "keep both."
             )
-            commit = info.oid
-        if push.tag:
-            self._tag(push.tag, commit, local)
-        return int(bool(changed or gone))
+        if plan.kept:
+            self.notes.append(
+                f"{', '.join(plan.kept)} on {where} was written by somebody else and is kept. To "
+                "replace it: simcse-trainer push ... --overwrite"
+            )
+        if plan.foreign:
+            self.notes.append(
+                f"Somebody else has committed to {where} since the last push: "
+                f"{', '.join(plan.foreign[:5])}. It stays."
+            )
 
     def _head(self, branch: str) -> str:
         try:
@@ -230,20 +368,32 @@ class HubRepository:
                 self.api.create_branch(self.full_name, branch=branch, exist_ok=True)
         return str(self.api.repo_info(self.full_name, revision=branch).sha)
 
-    def _tag(self, tag: str, commit: str, local: Mapping[str, Path]) -> None:
-        """Set a tag, or move one that holds other weights; never from equal ones."""
+    def _tag(self, tag: str, commit: str, push: FolderPush, local: Mapping[str, Path]) -> None:
+        """Set a tag, or move one of this run that holds other weights; never from equal ones."""
         tags = self._tags()
-        if tags.get(tag) == commit:
-            return
-        if tag in tags:
+        if tag in tags and tags[tag] != commit:
             there = self._tree(tags[tag])
             weights = [name for name in local if name.endswith(".safetensors")]
-            if all(n in there and _same(there[n], *self._digest(local[n])) for n in weights):
+            if all(n in there and _same(there[n], self._record(local[n])) for n in weights):
                 return
+            if not self._is_of_run(push.run, tags[tag], there):
+                own = f"-{push.run[:8]}"
+                if not push.run or tag.endswith(own):
+                    self.notes.append(f"The tag {tag} is of another run and stays.")
+                    return
+                return self._tag(tag + own, commit, push, local)
             self.api.delete_tag(self.full_name, tag=tag)
+        if tags.get(tag) == commit:
+            return
         self.api.create_tag(self.full_name, tag=tag, revision=commit)
         if self._tags().get(tag) != commit:  # the client takes any answer for a yes
             raise HubFailure(f"the Hub did not set the tag {tag}")
+
+    def _is_of_run(self, run: str, commit: str, remote: Mapping[str, RepoFile]) -> bool:
+        if MANIFEST not in remote:
+            return False
+        text = self._read_list(MANIFEST, commit, remote)
+        return bool(run) and _parse(text, f"{MANIFEST} at {commit[:8]}").run == run
 
     def _tags(self) -> dict[str, str]:
         refs = self.api.list_repo_refs(self.full_name)
@@ -253,11 +403,8 @@ class HubRepository:
         tree = self.api.list_repo_tree(self.full_name, recursive=True, revision=commit)
         return {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
 
-    def _write_digests(self, folder: Path) -> None:
-        digests = {name: self._digest(path)[0] for name, path in _files(folder).items()}
-        digests.pop(SHA256, None)
-        text = json.dumps({"files": digests}, indent=2, sort_keys=True) + "\n"
-        (folder / SHA256).write_text(text, encoding="utf-8")
+    def _record(self, path: Path) -> FileRecord:
+        return FileRecord(path.stat().st_size, *self._digest(path))
 
     def _digest(self, path: Path) -> tuple[str, str]:
         """SHA-256 of the contents, and the SHA-1 that git names them by; once per file."""
@@ -274,6 +421,9 @@ class HubRepository:
 
     def _is_digest(self, sha256: str, path: Path) -> bool:
         return self._digest(path)[0] == sha256
+
+    def _is_entry(self, entry: RepoFile, path: Path) -> bool:
+        return _same(entry, self._record(path))
 
     def _refuse_token(self, paths: Iterable[Path]) -> None:
         """A log or an argument file of the user's that holds the token must not become public."""
@@ -300,13 +450,34 @@ def _files(folder: str | Path) -> dict[str, Path]:
     root = Path(folder)
     paths = (path for path in sorted(root.rglob("*")) if path.is_file())
     named = {path.relative_to(root).as_posix(): path for path in paths}
-    return {name: path for name, path in named.items() if not name.startswith(".cache/")}
+    # Each repository's manifest is made anew, of what is committed.
+    return {name: path for name, path in named.items() if name != MANIFEST}
 
 
-def _same(remote: RepoFile, sha256: str, git: str) -> bool:
-    return bool(remote.lfs.sha256 == sha256 if remote.lfs else remote.blob_id == git)
+def _same(remote: RepoFile, record: FileRecord) -> bool:
+    if remote.lfs:
+        return record.sha256 is not None and remote.lfs.sha256 == record.sha256
+    return record.git_sha1 is not None and remote.blob_id == record.git_sha1
 
 
-def _is_inside(name: str) -> bool:
-    """A name in a list from elsewhere that stays in the folder."""
-    return not Path(name).is_absolute() and ".." not in Path(name).parts
+def _git_name(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _parse(text: str, source: str) -> Manifest:
+    try:
+        return parse_manifest(text, source)
+    except InputError as error:
+        raise HubFailure(str(error), refused=True) from None
+
+
+def _parse_sha256(text: str) -> dict[str, str | None]:
+    try:
+        files = json.loads(text)["files"]
+    except (ValueError, KeyError, TypeError):
+        files = None
+    if not isinstance(files, dict) or not all(isinstance(one, str) for one in files.values()):
+        raise HubFailure(
+            f"its {SHA256} is malformed: expected a table 'files' of text", refused=True
+        )
+    return dict(files)

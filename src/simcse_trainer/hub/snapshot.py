@@ -3,110 +3,103 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
+import time
 from collections.abc import Mapping
-from fnmatch import fnmatch
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from uuid import uuid4
 
 from simcse_trainer.checkpoints import find_checkpoint
 from simcse_trainer.errors import InputError
-from simcse_trainer.evaluation.plots import TRAINING_CURVE
-from simcse_trainer.files import MANIFEST, OLD_MANIFEST
-from simcse_trainer.hub.repository import TRAINING_STATE, FolderPush
-
-UPLOADS = ".hub-uploads"
-BEST_MODEL = "best_model"
-CARD = "README.md"
-STATE = "trainer_state.json"
-
-# What is beside a model in a checkpoint, and in a run's folder: not part of the model.
-_NOT_MODEL = (
-    MANIFEST,
-    OLD_MANIFEST,
+from simcse_trainer.files import (
+    CARD,
+    CHECKPOINT_PREFIX,
     STATE,
-    "training_run.json",
-    "training_heads.safetensors",
-    "optimizer*",
-    "scheduler.pt",
-    "scaler.pt",
-    "rng_state*",
-    "pytorch_model_fsdp*",
-    "global_step*",
-    "latest",
-    "zero_to_fp32.py",
-    "training_args.bin",
-    f"{PREFIX_CHECKPOINT_DIR}-*",
-    ".*",
-    "_*",
-    "*.log",
-    "nohup.out",
-    "events.out.tfevents*",
-    "runs",
-    "wandb",
-    "mlruns",
+    TRAINING_CURVE,
+    TRAINING_HEADS,
+    UPLOADS,
+    step_of,
 )
+from simcse_trainer.hub.contents import find_record, is_deepspeed, link_files, list_published
+from simcse_trainer.hub.repository import TRAINING_STATE, FolderPush
+from simcse_trainer.output_folder import make_own
+
+BEST_MODEL = "best_model"
 
 
-def link_model(
-    folder: Path, target: Path, *, training_heads: bool = False, card_of: Path | None = None
-) -> None:
-    """The model's files in a folder that training may delete at any time.
+def make_target(folder: Path) -> Path:
+    """Make a folder for links to what is to be pushed; a rename stays on one file system."""
+    target = make_own(folder / UPLOADS) / f"{time.time_ns()}-{uuid4().hex[:8]}"
+    target.mkdir()
+    return target
 
-    Args:
-        folder: A checkpoint or a trained model.
-        target: New; hard links, so that it costs neither time nor space.
-        training_heads: Also what only training uses of it.
-        card_of: The checkpoint with the newest card, where the model is of an earlier one.
+
+def link_state(checkpoint: Path, best: Path | None, target: Path) -> bool:
+    """All of a checkpoint, and the best model so far where that is another one.
+
+    Returns:
+        Whether there is a state that may be fetched again: one of DeepSpeed may not.
     """
-
-    def beside(_: str, names: list[str]) -> list[str]:
-        left_out = [n for n in names if any(fnmatch(n, pattern) for pattern in _NOT_MODEL)]
-        kept = {"training_heads.safetensors"} if training_heads else set()
-        return [name for name in left_out if name not in kept]
-
-    shutil.copytree(folder, target, ignore=beside, copy_function=_link)
-    if card_of is not None and (card_of / CARD).is_file():
-        (target / CARD).unlink(missing_ok=True)
-        _link(str(card_of / CARD), str(target / CARD))
-
-
-def link_state(checkpoint: Path, best: Path | None, target: Path) -> None:
-    """All of a checkpoint, and the best model so far where that is another one."""
-    shutil.copytree(checkpoint, target, copy_function=_link)
+    record = find_record(checkpoint)
+    names = [name for name in record.files if (checkpoint / name).is_file()] if record else []
+    if not names or any(is_deepspeed(name) for name in names):
+        return False
+    link_files(checkpoint, target, names)
     if best is not None and best.name != checkpoint.name and best.is_dir():
-        link_model(best, target / BEST_MODEL, training_heads=True)
+        heads = [TRAINING_HEADS] if (best / TRAINING_HEADS).is_file() else []
+        link_files(best, target / BEST_MODEL, [*list_published(best), *heads])
+    return True
 
 
 def pushes_of(
-    target: Path, *, step: int | None, message: str, branch: str, is_latest: bool = True
+    target: Path,
+    *,
+    step: int | None,
+    run: str,
+    message: str,
+    branch: str,
+    state_step: int | None = None,
+    overwrite: bool = False,
 ) -> tuple[FolderPush, ...]:
-    """The commits for what `link_model` and `link_state` left in `model` and `state`.
+    """The commits for what is in `model` and `state`.
 
     A tag `step-N` is for the commit that holds the weights of step N: where `main` keeps an
-    earlier, better model, that is the training state's.
+    earlier, better model, that is the training state's. On other branches it begins with the
+    branch's name.
+
+    Args:
+        target: Holds what is to be pushed.
+        step: Of the model; None where it is not known.
+        run: Of which run the model is.
+        message: Of the commits.
+        branch: For the model.
+        state_step: Of the training state.
+        overwrite: Also what somebody else has changed there.
     """
-    tag = None if step is None else f"step-{step}"
-    pushes = [FolderPush(str(target / "model"), message, branch, tag if is_latest else None)]
-    if (target / "state").is_dir():
-        name = TRAINING_STATE if branch == "main" else f"{TRAINING_STATE}-{branch}"
-        state_tag = None if is_latest else tag
-        pushes.append(FolderPush(str(target / "state"), message, name, state_tag, True))
-    return tuple(pushes)
+    prefix = "" if branch == "main" else f"{branch}-"
+    tags = [] if step is None else [f"{prefix}step-{step}"]
+    model = FolderPush(str(target / "model"), message, branch, tags, run, step, overwrite=overwrite)
+    if not (target / "state").is_dir():
+        return (model,)
+    name = TRAINING_STATE if branch == "main" else f"{TRAINING_STATE}-{branch}"
+    tags = [] if step in (None, state_step) else [f"{prefix}step-{state_step}"]
+    state = replace(model, folder=str(target / "state"), branch=name, tags=tags, is_state=True)
+    # First, so that the model's commit can say where the state is.
+    return replace(state, step=state_step), model
 
 
 def message_of(state: Mapping[str, Any], step: int, metric: str | None = None) -> str:
     """Such as `step 500: stsb_spearman 78.31`, from a `trainer_state.json`."""
-    found = [entry for entry in state.get("log_history", ()) if entry.get("step") == step]
+    entries = [entry for entry in state.get("log_history") or () if isinstance(entry, dict)]
+    found = [entry for entry in entries if entry.get("step") == step]
     scores = {
         key.removeprefix("eval_"): value
         for entry in found
         for key, value in entry.items()
-        if key.endswith("_spearman") or key == f"eval_{(metric or '').removeprefix('eval_')}"
+        if (key.endswith("_spearman") or key == f"eval_{(metric or '').removeprefix('eval_')}")
+        and isinstance(value, int | float)
     }
     name = (metric or "").removeprefix("eval_")
     name = name if name in scores else next(iter(scores), "")
@@ -117,7 +110,7 @@ def figure_of(target: Path, run: Path) -> tuple[str, str] | None:
     """The log and the figure to draw of it, where the card shows one that is not there.
 
     Args:
-        target: Holds what `link_model` left in `model`.
+        target: Holds the model, in `model`.
         run: The checkpoint or the run's folder with the log.
     """
     model, log = target / "model", target / STATE
@@ -125,7 +118,7 @@ def figure_of(target: Path, run: Path) -> tuple[str, str] | None:
     wanted = card.is_file() and TRAINING_CURVE in card.read_text(encoding="utf-8")
     if not wanted or curve.exists() or not (run / STATE).is_file():
         return None
-    _link(str(run / STATE), str(log))
+    shutil.copyfile(run / STATE, log)
     return str(log), str(curve)
 
 
@@ -141,12 +134,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def step_of(checkpoint: str | Path | None) -> int | None:
-    """500 for `.../checkpoint-500`."""
-    found = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", Path(checkpoint or "").name)
-    return int(found[1]) if found else None
 
 
 def find_model(folder: Path) -> Path:
@@ -165,15 +152,14 @@ def find_model(folder: Path) -> Path:
     if newest is None:
         raise InputError(
             f"{folder} holds no model: expected config.json or modules.json, or a complete "
-            f"{PREFIX_CHECKPOINT_DIR}-* folder."
+            f"{CHECKPOINT_PREFIX}-* folder."
         )
-    best = folder / Path(read_state(newest).get("best_model_checkpoint") or newest).name
-    return best if best.is_dir() else newest
+    best = best_of(newest)
+    return best if best is not None and best.is_dir() else newest
 
 
-def _link(source: str, target: str) -> str:
-    try:
-        os.link(source, target)
-    except OSError:  # file systems without links
-        shutil.copy2(source, target)
-    return target
+def best_of(checkpoint: Path) -> Path | None:
+    """Return the checkpoint beside one that its state calls the best; None if it knows none."""
+    best = read_state(checkpoint).get("best_model_checkpoint")
+    step = step_of(best) if isinstance(best, str) else None
+    return None if step is None else checkpoint.with_name(f"{CHECKPOINT_PREFIX}-{step}")

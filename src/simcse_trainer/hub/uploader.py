@@ -15,14 +15,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from simcse_trainer.hub.failures import HubFailure, delay
+from simcse_trainer.hub.failures import HubFailure, Retries
 from simcse_trainer.hub.process import HubProcess
 from simcse_trainer.hub.repository import FolderPush
 
 logger = logging.getLogger(__name__)
-
-# A refusal may be a hiccup too (a token that is being renewed): so many in a row are an answer.
-_REFUSALS = 3
 
 
 @dataclass(frozen=True)
@@ -72,6 +69,7 @@ class Uploader:
         self._changed = threading.Condition()
         self._ended = False
         self._not_before = 0.0
+        self._told: set[str] = set()
         self._thread: threading.Thread | None = None
 
     def check(self, request: dict[str, str], *, patience_s: float) -> None:
@@ -167,7 +165,7 @@ class Uploader:
                 answer = self._process.call(request)
             except HubFailure as failure:
                 earlier.append(failure)
-                time.sleep(delay(1, self._process.retry_unit_s, failure))
+                time.sleep(Retries(self._process.retry_unit_s).after(failure) or 0.0)
                 answer = self._process.call(request)
             self.repository = answer["repository"]
             outcome.set_result(None)
@@ -205,34 +203,39 @@ class Uploader:
 
     def _push(self, upload: Upload) -> None:
         request = upload.request()
-        attempt = refusals = 0
+        retries = Retries(self._process.retry_unit_s)
         while not self._ended:
             try:
                 done = self._process.call(request, self._report)
             except HubFailure as failure:
                 if self._ended:
                     return  # it failed because it was
-                attempt, refusals = attempt + 1, refusals + failure.refused
                 self.failure = failure
                 self._not_before = time.monotonic() + (failure.retry_after or 0.0)
             else:
                 self.repository, self.failure = done["repository"], None
+                self._tell(done["notes"])
                 logger.info("%s is on the Hub: %s.", upload.name, self.repository)
                 return
-            wait = delay(attempt, self._process.retry_unit_s, self.failure)
-            given_up = refusals == _REFUSALS
-            then = "The next save is tried anew" if given_up else f"Next try in {wait:.0f} s"
-            logger.warning(
-                "%s could not be pushed (%s). %s; training goes on.",
-                upload.name,
-                self.failure.text,
-                then,
-            )
+            wait = retries.after(self.failure)
+            then = "The next save is tried anew" if wait is None else f"Next try in {wait:.0f} s"
+            then += "; training goes on"
+            if self.failure.options:
+                folder = upload.folder.parent.parent
+                then += f". {how_to_push(folder, self.repository, self.failure)}"
+            logger.warning("%s could not be pushed (%s). %s.", upload.name, self.failure.text, then)
             with self._changed:
-                if not given_up and not self._replaced():
+                if wait is not None and not self._replaced():
                     self._changed.wait_for(lambda: self._ended or self._replaced(), wait)
-                if given_up or self._replaced():
+                if wait is None or self._replaced():
                     return
+
+    def _tell(self, notes: list[str]) -> None:
+        """Say what other people have changed, each once."""
+        for note in notes:
+            if note not in self._told:
+                self._told.add(note)
+                logger.warning("%s", note)
 
     def _pause_s(self) -> float:
         """What is left of the time that the Hub asked to wait, also for a newer upload."""
@@ -245,6 +248,15 @@ class Uploader:
         with self._changed:
             self._progress = (done, total)
             self._changed.notify_all()
+
+
+def how_to_push(folder: Path | str, repository: str, failure: HubFailure) -> str:
+    """Return the command that brings to the Hub what is not there."""
+    command = f"simcse-trainer push {folder} {repository}"
+    if not failure.options:
+        return f"Finish with: {command}"
+    other = "" if "--revision" in failure.options else ", or with --revision NAME to another branch"
+    return f"Finish with: {command} {failure.options}{other}"
 
 
 def _is_definite(failure: BaseException | None) -> bool:

@@ -89,7 +89,8 @@ def _carry_out(repository: HubRepository, request: dict[str, Any], report: Any) 
     if request["action"] == "push":
         _draw(request.get("figure"))
         commits = repository.push([FolderPush(**push) for push in request["pushes"]], report)
-        return {"repository": repository.full_name, "commits": commits}
+        told = {"repository": repository.full_name, "notes": repository.notes}
+        return {**told, "commits": commits}
     commit = repository.download(request["revision"], Path(request["folder"]), report)
     return {"repository": repository.full_name, "commit": commit}
 
