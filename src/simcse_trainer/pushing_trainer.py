@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.plots import draw_training_curve
 from simcse_trainer.files import CARD, TRAINING_CURVE, step_of
 from simcse_trainer.hub.callback import HubCheckpointCallback
+from simcse_trainer.hub.contents import is_local
 from simcse_trainer.hub.metadata import card_data
 from simcse_trainer.hub.model_card import render_card
 from simcse_trainer.interruptions import SafeTrainer
 from simcse_trainer.manifest import read_manifest
+from simcse_trainer.model.saving import choose_lora_save
+
+logger = logging.getLogger(__name__)
 
 
 class PushingTrainer(SafeTrainer):
@@ -74,6 +79,7 @@ class PushingTrainer(SafeTrainer):
         """
         if self.hub is not None and self.is_world_process_zero():
             self.hub.check_card(self.card_metadata())
+            self._warn_of_base()
         return super().train(*args, **kwargs)
 
     def create_model_card(  # type: ignore[override]
@@ -116,6 +122,19 @@ class PushingTrainer(SafeTrainer):
             if drawn:
                 draw_training_curve(self.state.log_history, path / TRAINING_CURVE)
             (path / CARD).write_text(text, encoding="utf-8")
+
+    def _warn_of_base(self) -> None:
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        base = model.base_weights.name if model.base_weights else ""
+        args: Any = self.args
+        if choose_lora_save(model, args.lora_save) == "adapter" and is_local(base):
+            logger.warning(
+                "The adapter will be on the Hub without its base, which is the folder %s: nobody "
+                "could load it. Pass --lora_save merged, or give the base's name on the Hub "
+                "afterwards: simcse-trainer push %s REPO --base_model user/name.",
+                base,
+                args.output_dir,
+            )
 
     def _find_step(self, folder: Path) -> int:
         """The step of the weights in a folder, as it says itself; else of those in memory."""

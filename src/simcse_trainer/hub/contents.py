@@ -171,15 +171,12 @@ def _list_level(folder: Path, prefix: str) -> list[str]:
 
 
 def _match(folder: Path, pattern: str) -> list[str]:
-    try:
-        paths = sorted(path for path in folder.glob(pattern) if path.is_file())
-        names = [path.relative_to(folder).as_posix() for path in paths]
-    except (ValueError, NotImplementedError):
-        names = [""]
-    if not all(is_inside(name) for name in names):
+    if not is_inside(pattern):
         raise InputError(
             f"--include {pattern!r} leads out of {folder}. Pass a pattern below it, such as '*.md'."
         )
+    paths = sorted(path for path in folder.glob(pattern) if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in paths]
     if not names:
         raise InputError(f"--include {pattern!r} matches no file in {folder}. Correct the pattern.")
     return names

@@ -5,7 +5,7 @@ from email.utils import format_datetime
 
 import pytest
 
-from simcse_trainer.hub.failures import HubFailure, delay, explain
+from simcse_trainer.hub.failures import HubFailure, Retries, explain
 
 
 class Response:
@@ -55,8 +55,17 @@ def test_the_cause_of_the_clients_own_error_counts():
 
 def test_delays_grow_spread_and_honour_the_hub():
     unknown = HubFailure("reset")
-    for attempt, about in ((1, 1), (2, 2), (5, 16), (40, 300)):
-        delays = [delay(attempt, 1.0, unknown) for _ in range(200)]
-        assert 0.75 * about <= min(delays) < max(delays) <= 1.25 * about
-        assert max(delays) > 1.1 * min(delays)
-    assert delay(1, 1.0, HubFailure("later", retry_after=40.0)) == 40.0
+    runs = [Retries(1.0) for _ in range(200)]
+    for attempt in range(1, 41):
+        delays = [retries.after(unknown) for retries in runs]
+        about = {1: 1, 2: 2, 5: 16, 40: 300}.get(attempt)
+        if about:
+            assert 0.75 * about <= min(delays) < max(delays) <= 1.25 * about
+            assert max(delays) > 1.1 * min(delays)
+    assert Retries(1.0).after(HubFailure("later", retry_after=40.0)) == 40.0
+
+
+def test_what_the_hub_refuses_is_asked_three_times_and_what_was_decided_here_once():
+    retries, refusal = Retries(1.0), HubFailure("no", status=403, refused=True)
+    assert [retries.after(refusal) is None for _ in range(3)] == [False, False, True]
+    assert Retries(1.0).after(HubFailure("malformed", refused=True)) is None
