@@ -577,7 +577,6 @@ def test_a_state_of_deepspeed_is_not_pushed(hub, tmp_path, push):
     assert {*hub.repos["me/tiny"].branches} == {"main"}
 
 
-@pytest.mark.field("16c")
 def test_the_card_on_the_hub_is_of_the_model_beside_it(hub, tmp_path):
     """With the best model on main, the card tells its scores, not those of the last step."""
     out = tmp_path / "out"
