@@ -7,6 +7,7 @@ import logging
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,9 @@ logger = logging.getLogger(__name__)
 
 # What a full disk looks like to Python, to safetensors and to torch.save.
 _SAVING_ERRORS = (OSError, SafetensorError, RuntimeError, ForeignFilesError)
-# With several processes, how often they ask each other whether one was told to stop.
-_AGREE_EVERY = 8
+# With several processes, within how many seconds they ask each other whether one was told to stop,
+# and after how many steps at most: torchrun kills 30 seconds after SIGTERM.
+_AGREE_WITHIN_S, _AGREE_WITHIN_STEPS = 5.0, 8
 
 
 class SafeTrainer(Trainer):
@@ -58,9 +60,11 @@ class SafeTrainer(Trainer):
         interrupted: Training ended early because of SIGTERM, after saving a checkpoint.
         run_id: Of the run that the weights are of; a resumed run keeps it.
         weights_step: The optimizer steps that the weights in memory have seen.
+        evaluation_is_due: The step after which training stopped was one to evaluate at.
     """
 
     interrupted = False
+    evaluation_is_due = False
     run_id = ""
     _loaded_step: int | None = None
     # Other people's files in the way are renamed, not refused.
@@ -188,12 +192,17 @@ class SafeTrainer(Trainer):
         name = f"{CHECKPOINT_PREFIX}-{self.state.global_step}"
         best = self._saved_best
         self._staging, self._failure = run / self._tmp_name, None
+        only_model = self.args.save_only_model
+        # What an interrupted run leaves is there to go on from.
+        self.args.save_only_model = only_model and not self.interrupted
         try:
             if self.args.should_save:
                 make_tmp(run, self.run_id)
             super()._save_checkpoint(model, trial)
         except _SAVING_ERRORS as error:
             self._failure = self._failure or error
+        finally:
+            self.args.save_only_model = only_model
         failure = self._failure
         staged, self._staging = self._staging / name, None
         if self._all_processes(failure is None):
@@ -322,10 +331,15 @@ class SafeTrainer(Trainer):
         return result
 
     def _all_processes(self, holds: bool) -> bool:
+        return self._largest(float(not holds))[0] == 0.0
+
+    def _largest(self, *values: float) -> list[float]:
+        """Return of each value the largest that a process has."""
         if int(self.args.world_size) == 1:
-            return holds
-        count = torch.tensor(int(holds), device=self.args.device)
-        return int(self.accelerator.reduce(count, reduction="sum")) == int(self.args.world_size)
+            return [*values]
+        own = torch.tensor([values], dtype=torch.float32, device=self.args.device)
+        largest: list[float] = self.accelerator.gather(own).amax(0).tolist()
+        return largest
 
 
 class _OwnBestModel(TrainerCallback):
@@ -347,7 +361,18 @@ class _OwnBestModel(TrainerCallback):
             if torn is not None:
                 logger.warning("The best model so far, %s, cannot be loaded: %s.", own, torn)
                 state.best_metric = state.best_global_step = None
+        self._evaluate_if_due(state)
         self.trainer._saved_best = self.trainer._best_so_far()
+
+    def _evaluate_if_due(self, state: Any) -> None:
+        trainer = self.trainer
+        if not trainer.evaluation_is_due or trainer.eval_dataset is None:
+            return
+        trainer.evaluation_is_due = False
+        folder = Path(str(trainer.args.output_dir))
+        if trainer._determine_best_metric(trainer._evaluate(None, None), None):
+            own = folder / f"{CHECKPOINT_PREFIX}-{state.global_step}"
+            state.best_model_checkpoint = str(own)
 
 
 class _StopOnTermination(TrainerCallback):
@@ -376,18 +401,52 @@ class _StopOnTermination(TrainerCallback):
     def _hear(self, *_: Any) -> None:
         self.told = True
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Agree at the first step: how long one takes is not known yet."""
+        self.next_agreement = state.global_step + 1
+        self.last = (state.global_step, time.monotonic())
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Stop here, in all processes at the same step."""
         if args.world_size > 1:
-            if state.global_step % _AGREE_EVERY:
+            if state.global_step < self.next_agreement:
                 return
-            self.told = not self.trainer._all_processes(not self.told)
+            self._agree(state.global_step)
         if self.told:
             if state.is_world_process_zero:
                 logger.warning("SIGTERM: a checkpoint is saved after step %d.", state.global_step)
             self.trainer.interrupted = True
             control.should_save = control.should_training_stop = True
+            self._put_off(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """An epoch that ends because of the stop is not over; one that is over is evaluated."""
+        if self.trainer.interrupted:
+            if control.should_evaluate and round(state.epoch, 9).is_integer():
+                control.should_save = True
+                self._put_off(control)
             control.should_evaluate = False
+
+    def _put_off(self, control: Any) -> None:
+        """Evaluate when training goes on: there may not be the time for it now."""
+        self.trainer.evaluation_is_due |= control.should_evaluate
+        control.should_evaluate = False
+
+    def _agree(self, step: int) -> None:
+        """Ask all processes, and compute alike in all of them when to ask again.
+
+        From the slowest one's time of a step: by their own, some would wait for others that do not
+        come.
+        """
+        last_step, last_time = self.last
+        now = time.monotonic()
+        told, seconds = self.trainer._largest(
+            float(self.told), (now - last_time) / max(step - last_step, 1)
+        )
+        self.told = told > 0
+        steps = int(_AGREE_WITHIN_S / max(seconds, 1e-9))
+        self.next_agreement = step + min(max(steps, 1), _AGREE_WITHIN_STEPS)
+        self.last = (step, now)
 
 
 def _choose_checkpoint(asked: str | bool | None, folder: Path) -> str | None:

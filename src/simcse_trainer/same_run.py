@@ -20,6 +20,8 @@ from simcse_trainer.model.quantization import bits_of
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "training_run.json"
+# The step after which a run was interrupted was one to evaluate at.
+EVALUATION_IS_DUE = "evaluation_is_due"
 
 # Options that change what the same data, batches and model are trained to.
 _OPTIONS = """
@@ -72,8 +74,13 @@ def write_run(run: dict[str, Any], folder: Path) -> None:
     (folder / RUN_FILE).write_text(text, encoding="utf-8")
 
 
-def check_same_run(run: dict[str, Any], checkpoint: Path, *, allow_mismatch: bool) -> None:
+def check_same_run(
+    run: dict[str, Any], checkpoint: Path, *, allow_mismatch: bool
+) -> dict[str, Any]:
     """Compare with what the checkpoint says of its run; one that says nothing passes.
+
+    Returns:
+        What it says.
 
     Raises:
         InputError: Another backbone, other data or another batch.
@@ -81,7 +88,14 @@ def check_same_run(run: dict[str, Any], checkpoint: Path, *, allow_mismatch: boo
     try:
         saved = json.loads((checkpoint / RUN_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return
+        return {}
+    if not isinstance(saved, dict) or not all(
+        isinstance(saved.get(part, {}), dict) for part in ("backbone", "data", "batch", "options")
+    ):
+        raise InputError(
+            f"{checkpoint / RUN_FILE} is malformed: expected a table of tables. Resume from "
+            "another checkpoint."
+        )
     current = json.loads(json.dumps(run, default=str))
     differences = [
         f"{part} {name}: {theirs} then, {ours} now"
@@ -101,6 +115,7 @@ def check_same_run(run: dict[str, Any], checkpoint: Path, *, allow_mismatch: boo
         *(f"{n}: {options[n]} then, {current['options'][n]} now" for n in changed),
     ]:
         logger.warning("Resuming with a change: %s.", text)
+    return saved
 
 
 def _is_known(name: str, theirs: Any, ours: Any) -> bool:

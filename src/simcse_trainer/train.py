@@ -87,7 +87,7 @@ def _run(
         callbacks=[hub] if hub else None,
     )
     trainer.description = _describe_run(model_args, data_args, command)
-    look = partial(take_snapshot, model.encode, tasks, data_args.neighbor_queries)
+    look = partial(take_snapshot, trainer.encode, tasks, data_args.neighbor_queries)
     model.to(args.device)
     before = look()
     trainer.description.before = before.metrics

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from simcse_trainer.preparation import (
     warn_of_settings,
 )
 from simcse_trainer.pushing_trainer import PushingTrainer
-from simcse_trainer.same_run import check_same_run, identify_run, write_run
+from simcse_trainer.same_run import EVALUATION_IS_DUE, check_same_run, identify_run, write_run
 
 logger = logging.getLogger(__name__)
 
@@ -221,15 +221,7 @@ class SimCSETrainer(PushingTrainer):
         """
         tasks = tasks_by_name(self.eval_dataset if eval_dataset is None else eval_dataset)
         start = time.time()
-        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        found = evaluate_sts(
-            partial(
-                model.encode,
-                batch_size=self.args.per_device_eval_batch_size,
-                show_progress_bar=not self.args.disable_tqdm,
-            ),
-            tasks,
-        )
+        found = evaluate_sts(self.encode, tasks)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         pairs = sum(len(task["score"]) for task in tasks.values())
         metrics |= speed_metrics(metric_key_prefix, start, num_samples=pairs)
@@ -238,6 +230,27 @@ class SimCSETrainer(PushingTrainer):
             self.args, self.state, self.control, metrics
         )
         return metrics
+
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """Embed sentences with the model in training, each process a share of them.
+
+        Args:
+            sentences: n texts, the same in every process; all processes have to call.
+
+        Returns:
+            [n, D], in every process; see `encoding.encode`.
+        """
+        args = self.args
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        embeddings: Tensor = model.encode(
+            sentences,
+            batch_size=args.per_device_eval_batch_size,
+            show_progress_bar=not args.disable_tqdm and self.is_local_process_zero(),
+            share=(args.process_index, args.world_size),
+        )
+        if args.world_size > 1:
+            embeddings = self.accelerator.reduce(embeddings.to(args.device), "sum").cpu()
+        return embeddings
 
     def _set_signature_columns_if_needed(self) -> None:
         """The columns that reach the collator: it reads the texts, where it changes them."""
@@ -258,7 +271,13 @@ class SimCSETrainer(PushingTrainer):
         return {"mlm_input_ids": masked.input_ids, "mlm_labels": masked.labels}
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Write the folder that every loader reads; in checkpoints with the training-only heads."""
+        """Write the folder that every loader reads; in checkpoints with the training-only heads.
+
+        `Trainer.save_model` (transformers 5.23) calls it in every process, of which only the first
+        has the whole state.
+        """
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         in_checkpoint = step_of(folder) is not None
@@ -275,7 +294,8 @@ class SimCSETrainer(PushingTrainer):
         arguments = self.args.to_json_string() + "\n"
         (folder / TRAINING_ARGS).write_text(arguments, encoding="utf-8")
         if in_checkpoint:
-            write_run(self._run, folder)
+            due = {EVALUATION_IS_DUE: True} if self.evaluation_is_due else {}
+            write_run(self._run | due, folder)
 
     @cached_property
     def _run(self) -> dict[str, Any]:
@@ -290,7 +310,8 @@ class SimCSETrainer(PushingTrainer):
         return [*names, CARD, TRAINING_CURVE] if self.hub is not None else names
 
     def _check_resumable(self, checkpoint: Path) -> None:
-        check_same_run(self._run, checkpoint, allow_mismatch=self.args.allow_resume_mismatch)
+        said = check_same_run(self._run, checkpoint, allow_mismatch=self.args.allow_resume_mismatch)
+        self.evaluation_is_due = said.get(EVALUATION_IS_DUE) is True
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None

@@ -153,13 +153,37 @@ def restore_adapter(backbone: Any, folder: Path) -> None:
     Raises:
         RuntimeError: They do not fit.
     """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    from peft import get_peft_model_state_dict
 
     saved = load_file(folder / ADAPTER_WEIGHTS)
     own = get_peft_model_state_dict(backbone, save_embedding_layers=False)
     if {n: x.shape for n, x in saved.items()} != {n: x.shape for n, x in own.items()}:
         raise RuntimeError("its adapter has other layers or another rank")
-    set_peft_model_state_dict(backbone, saved)
+    fill(own, saved)
+
+
+def fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Write values into tensors in place, into those too that are spread over processes.
+
+    Args:
+        tensors: Of a state dict: they share the memory of the model's.
+        values: The whole values, in every process, by the same names.
+
+    Raises:
+        RuntimeError: A shape differs.
+    """
+    with torch.no_grad():
+        for name in sorted(tensors):
+            tensor: Any = tensors[name]
+            value = values[name]
+            if tensor.shape != value.shape:
+                raise RuntimeError(f"{name} is {list(value.shape)}, not {list(tensor.shape)}")
+            if hasattr(tensor, "device_mesh"):  # a DTensor, of FSDP2
+                from torch.distributed.tensor import distribute_tensor
+
+                mesh, placements = tensor.device_mesh, tensor.placements
+                value = distribute_tensor(value.to(tensor.device), mesh, placements)
+            tensor.copy_(value)
 
 
 def merged_state(backbone: Any) -> Iterator[tuple[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ def encode(
     *,
     batch_size: int = 128,
     show_progress_bar: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """Embed sentences, in the order given; the model is in evaluation mode meanwhile.
 
@@ -38,6 +40,9 @@ def encode(
         batch_size: At most so many sentences per forward pass, of like lengths; on a CPU also no
             more tokens than it computes fast.
         show_progress_bar: On stderr.
+        share: Which of how many processes this is, where they share the work: the rows of the
+            others are zero, and their sum is the result. Each process runs the model equally often,
+            as engines want it that spread the weights.
 
     Returns:
         [n, D], or [D] for one text; float32 (float64 for a float64 model), on the CPU, not
@@ -53,28 +58,32 @@ def encode(
     was_training = model.training
     model.eval()
     model.full_precision = True
-    found = []
+    result = torch.zeros(len(order), model.embedding_dimension, dtype=_result_type(model))
+    rank, world = share
     try:
         lengths = [len(token_ids[i]) for i in order]
         most = _TOKENS_PER_CPU_THREAD * torch.get_num_threads()
         batches = _cut(lengths, batch_size, most if model.device.type == "cpu" else sum(lengths))
-        for rows in tqdm(batches, desc="Encoding", disable=not show_progress_bar):
+        turns = range(rank, math.ceil(len(batches) / world) * world, world)
+        for turn in tqdm(turns, desc="Encoding", disable=not show_progress_bar):
+            rows = batches[turn % len(batches)]
             batch = build_batch(
                 [token_ids[i] for i in order[rows]],
                 padding_free=model.padding_free,
                 pad_token_id=model.pad_token_id,
             )
             out = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
-            found.append(out.embeddings.cpu())
+            if turn < len(batches):
+                result[order[rows]] = out.embeddings.cpu().to(result.dtype)
     finally:
         model.full_precision = False
         model.train(was_training)
-    if not found:
-        return torch.empty(0, model.embedding_dimension)
-    sorted_rows = torch.cat(found)
-    result = torch.empty_like(sorted_rows)
-    result[order] = sorted_rows
-    return result if result.dtype == torch.float64 else result.float()
+    return result
+
+
+def _result_type(model: SimCSEModel) -> torch.dtype:
+    is_double = next(model.parameters()).dtype == torch.float64
+    return torch.float64 if is_double else torch.float32
 
 
 def _cut(lengths: Sequence[int], sentences: int, tokens: int) -> list[slice]:

@@ -116,8 +116,14 @@ class SimCSEModel(nn.Module):
 
     @property
     def _no_split_modules(self) -> Any:
-        """The backbone's layers, which FSDP's automatic wrapping asks for."""
-        return self.backbone._no_split_modules
+        """The backbone's layers, which FSDP's automatic wrapping asks for.
+
+        Without what holds the word embeddings: accelerate shards these by themselves, which torch
+        refuses inside of a module that is sharded already.
+        """
+        embeddings = self.backbone.get_input_embeddings()
+        around = {type(m).__name__ for m in self.backbone.modules() if embeddings in m.modules()}
+        return [n for n in self.backbone._no_split_modules or () if n not in around]
 
     @property
     def device(self) -> torch.device:

@@ -6,6 +6,7 @@ also hold what only training uses, in `training_heads.safetensors`, so that a ru
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 from collections.abc import Mapping
@@ -25,14 +26,15 @@ from simcse_trainer.model.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     base_of,
+    fill,
     has_adapter,
     merged_state,
     restore_adapter,
 )
+from simcse_trainer.model.backbones import load_quietly
 from simcse_trainer.model.decoders import is_bidirectional
 from simcse_trainer.model.head_weights import TRAINING_HEADS, saved_heads
 from simcse_trainer.model.layout import REFUSED, TRANSFORMER, Layout, read_layout, write_layout
-from simcse_trainer.model.loading import load_model
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.pooling import LAYER_PAIRS
 from simcse_trainer.model.quantization import bits_of, describe_quantization
@@ -92,7 +94,10 @@ def save_model(
 
     Raises:
         InputError: Merged weights of few bits.
+        RuntimeError: The state is that of a process which holds none of it.
     """
+    if state_dict is not None and not state_dict:
+        raise RuntimeError("this process was given no weights to save")
     state = model.state_dict() if state_dict is None else state_dict
     form = choose_lora_save(model, lora_save)
     if form in ("merged", "both") and state_dict is not None:
@@ -132,34 +137,52 @@ def choose_lora_save(model: SimCSEModel, asked: str | None) -> str | None:
 def restore_model(model: SimCSEModel, folder: Path) -> None:
     """Weights of a checkpoint into a model of its kind, the training-only heads among them.
 
+    The backbone is read by the class that is in memory: neither code nor an adapter's base is
+    loaded a second time. Parameters may be spread over processes; all of them have to call.
+
     Raises:
         InputError: The checkpoint holds another model.
     """
     try:
         if has_adapter(model.backbone):
-            _restore_trained(model, folder)
+            hidden = folder / HIDDEN
+            restore_adapter(model.backbone, hidden if hidden.is_dir() else folder)
+            weights = {}
         else:
-            loaded = load_model(str(folder), padding_free=False)
-            model.load_state_dict(loaded.state_dict())
-    except (RuntimeError, OSError) as error:
+            weights = _read_backbone(model, folder)
+        _restore(model, weights | _read_heads(folder))
+    except (RuntimeError, OSError, ValueError) as error:
         raise InputError(
             f"{folder} holds another model than the one in training. Resume with the options it "
             f"was trained with. ({str(error).splitlines()[-1].strip()})"
         ) from error
 
 
-def _restore_trained(model: SimCSEModel, folder: Path) -> None:
-    """Adapter and heads; the backbone is as it was."""
-    hidden = folder / HIDDEN
-    restore_adapter(model.backbone, hidden if hidden.is_dir() else folder)
+def _read_backbone(model: SimCSEModel, folder: Path) -> dict[str, Tensor]:
+    backbone = base_of(model.backbone)
+    config = copy.deepcopy(backbone.config)
+    loaded = load_quietly(type(backbone), str(folder), config=config, dtype=backbone.dtype)
+    return {f"backbone.{name}": tensor for name, tensor in loaded.state_dict().items()}
+
+
+def _read_heads(folder: Path) -> dict[str, Tensor]:
     heads, layout = saved_heads(str(folder), {}), read_layout(str(folder))
     if layout is not None and layout.dense is not None:
         heads |= {n.replace("linear.", "head.dense."): x for n, x in layout.dense.items()}
-    unknown = model.load_state_dict(heads, strict=False).unexpected_keys
-    expected = [n for n, _ in model.named_parameters() if not n.startswith("backbone.")]
-    missing = [name for name in expected if name not in heads]
+    return heads
+
+
+def _restore(model: SimCSEModel, weights: Mapping[str, Tensor]) -> None:
+    own = model.state_dict()
+    trained = {name for name, _ in model.named_parameters()}
+    if has_adapter(model.backbone):
+        trained = {name for name in trained if not name.startswith("backbone.")}
+    missing = sorted(trained - {*weights})
+    # A pooling layer that the model in training does without is read along.
+    unknown = [n for n in weights if n not in own and not n.startswith("backbone.pooler.")]
     if unknown or missing:
-        raise RuntimeError(f"its heads differ: {', '.join([*unknown, *missing])}")
+        raise RuntimeError(f"it differs in {', '.join([*unknown, *missing][:5])}")
+    fill({name: own[name] for name in weights if name in own}, weights)
 
 
 def _write(
