@@ -16,6 +16,7 @@ from simcse_trainer.data.augmentation import DEFAULT_RATE, DISCRETE, DiscreteAug
 from simcse_trainer.data.collator import SimCSECollator
 from simcse_trainer.data.loading import prepare_dataset
 from simcse_trainer.data.pairs import check_scored_pairs
+from simcse_trainer.data.streams import WholeStream
 from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.adapters import has_adapter, has_adapter_dropout
@@ -159,10 +160,12 @@ def check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments
             f"train_dataset has {rows} row(s); a contrastive loss needs at least 2, and many "
             "more to learn from."
         )
-    if rows < batch and args.dataloader_drop_last:
+    if rows < batch * args.world_size and args.dataloader_drop_last:
+        processes = f" in each of {args.world_size} processes" if args.world_size > 1 else ""
         raise InputError(
             f"train_dataset has {rows} rows and dataloader_drop_last drops what does not fill a "
-            f"batch of {batch}: nothing is left. Pass a smaller --per_device_train_batch_size."
+            f"batch of {batch}{processes}: nothing is left. Pass a smaller "
+            "--per_device_train_batch_size."
         )
     if rows % (batch * args.world_size) == 1 and not args.dataloader_drop_last:
         logger.warning(
@@ -176,6 +179,48 @@ def check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments
             batch,
             rows,
             rows - 1,
+        )
+
+
+def prepare_stream(dataset: IterableDataset, args: SimCSETrainingArguments) -> Any:
+    """Let each process read a stream by itself: batches differ in width between processes."""
+    accelerator_config: Any = args.accelerator_config
+    accelerator_config.dispatch_batches = False
+    return WholeStream(dataset) if args.world_size > 1 else dataset
+
+
+def check_engine(state: Any, args: SimCSETrainingArguments) -> None:
+    """Refuse settings of FSDP and DeepSpeed with which training would go wrong.
+
+    Args:
+        state: The `AcceleratorState`.
+        args: Of the trainer.
+
+    Raises:
+        InputError: Naming the setting.
+    """
+    fsdp, deepspeed = getattr(state, "fsdp_plugin", None), getattr(state, "deepspeed_plugin", None)
+    if fsdp is not None and fsdp.activation_checkpointing:
+        raise InputError(
+            "fsdp_activation_checkpointing draws other dropout masks when it computes again, so "
+            "that gradients are wrong. Set it to false, and pass --activation_checkpointing true."
+        )
+    stage = getattr(deepspeed, "zero_stage", 0) if deepspeed is not None else 0
+    if stage == 3 and args.load_best_model_at_end:
+        raise InputError(
+            "load_best_model_at_end cannot be used with DeepSpeed's ZeRO 3, which spreads the "
+            "weights. Pass --load_best_model_at_end false, or use ZeRO 2 or "
+            "configs/accelerate/fsdp2.yaml."
+        )
+    if args.n_gpu > 1:
+        raise InputError(
+            f"{args.n_gpu} GPUs in one process would split each batch (DataParallel). Start "
+            "with `accelerate launch train_simcse.py ...`, or set CUDA_VISIBLE_DEVICES=0."
+        )
+    if args.dataloader_persistent_workers:
+        raise InputError(
+            "dataloader_persistent_workers would keep random states that no checkpoint holds, so "
+            "that a resumed run trains otherwise. Pass --dataloader_persistent_workers false."
         )
 
 

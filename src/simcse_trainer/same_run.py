@@ -22,6 +22,11 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "training_run.json"
 # The step after which a run was interrupted was one to evaluate at.
 EVALUATION_IS_DUE = "evaluation_is_due"
+# Where in a stream a checkpoint is: the pass, and the batches of it that were taken.
+STREAM_POSITION = "stream_position"
+
+# Of a stream, the rows by which it is known again.
+_FIRST_ROWS = 32
 
 # Options that change what the same data, batches and model are trained to.
 _OPTIONS = """
@@ -101,7 +106,9 @@ def check_same_run(
         f"{part} {name}: {theirs} then, {ours} now"
         for part in ("backbone", "data", "batch")
         for name, ours in current[part].items()
-        if (theirs := saved.get(part, {}).get(name)) != ours and _is_known(name, theirs, ours)
+        if (theirs := saved.get(part, {}).get(name)) != ours
+        and _is_known(name, theirs, ours)
+        and (name != "sha256" or theirs)  # of a stream, version 0.1.0 said nothing
     ]
     if differences and not allow_mismatch:
         raise InputError(
@@ -123,10 +130,15 @@ def _is_known(name: str, theirs: Any, ours: Any) -> bool:
 
 
 def _identify_data(dataset: Dataset | IterableDataset | None) -> dict[str, Any]:
-    if not isinstance(dataset, Dataset):
-        return {"streamed": dataset is not None}
     # Apart, for how the rows are cut into chunks is no matter of the data.
     all_lengths, all_ids = hashlib.sha256(), hashlib.sha256()
+    if dataset is None:
+        return {"streamed": False}
+    if not isinstance(dataset, Dataset):
+        # What comes first tells other data, and another order of the same.
+        first = [row[INPUT_IDS] for row in dataset.take(_FIRST_ROWS)]
+        digest = hashlib.sha256(json.dumps(first).encode()).hexdigest()
+        return {"streamed": True, "sha256": digest[:16]}
     columns = dataset.select_columns([INPUT_IDS]).with_format("arrow")
     for table in columns.iter(10_000):
         for chunk in table.column(INPUT_IDS).chunks:

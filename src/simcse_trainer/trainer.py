@@ -35,19 +35,27 @@ from simcse_trainer.objective import ContrastiveObjective, mask_tokens
 from simcse_trainer.objective.mlm import IGNORED
 from simcse_trainer.preparation import (
     build_collator,
+    check_engine,
     check_evaluation,
     check_model,
     check_noise,
     check_size,
     count_views,
     decide_head,
+    prepare_stream,
     set_up_augmentation,
     tasks_by_name,
     tokenize_if_text,
     warn_of_settings,
 )
 from simcse_trainer.pushing_trainer import PushingTrainer
-from simcse_trainer.same_run import EVALUATION_IS_DUE, check_same_run, identify_run, write_run
+from simcse_trainer.same_run import (
+    EVALUATION_IS_DUE,
+    STREAM_POSITION,
+    check_same_run,
+    identify_run,
+    write_run,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -116,9 +124,7 @@ class SimCSETrainer(PushingTrainer):
             warn_of_settings(args, self.views)
         check_evaluation(args, eval_dataset)
         if isinstance(train_dataset, IterableDataset):
-            # Batches of one process are of other widths than those of the next: each reads its own.
-            accelerator_config: Any = args.accelerator_config
-            accelerator_config.dispatch_batches = False
+            train_dataset = prepare_stream(train_dataset, args)
         kwargs.setdefault("processing_class", model.tokenizer)
         kwargs.setdefault("data_collator", build_collator(model, args))
         super().__init__(
@@ -139,11 +145,9 @@ class SimCSETrainer(PushingTrainer):
         self.cached_step: CachedStep | None = (
             CachedStep(self) if args.mini_batch_size is not None else None
         )
-        if args.n_gpu > 1:
-            raise InputError(
-                f"{args.n_gpu} GPUs in one process would split each batch (DataParallel). Start "
-                "with `accelerate launch train_simcse.py ...`, or set CUDA_VISIBLE_DEVICES=0."
-            )
+        check_engine(self.accelerator.state, args)
+        if train_dataset is not None and not isinstance(train_dataset, Dataset):
+            _ = self._run  # read now, in the order of the first pass
 
     def training_step(
         self,
@@ -295,7 +299,7 @@ class SimCSETrainer(PushingTrainer):
         (folder / TRAINING_ARGS).write_text(arguments, encoding="utf-8")
         if in_checkpoint:
             due = {EVALUATION_IS_DUE: True} if self.evaluation_is_due else {}
-            write_run(self._run | due, folder)
+            write_run(self._run | due | self._stream_position(), folder)
 
     @cached_property
     def _run(self) -> dict[str, Any]:
@@ -312,6 +316,36 @@ class SimCSETrainer(PushingTrainer):
     def _check_resumable(self, checkpoint: Path) -> None:
         said = check_same_run(self._run, checkpoint, allow_mismatch=self.args.allow_resume_mismatch)
         self.evaluation_is_due = said.get(EVALUATION_IS_DUE) is True
+        position = said.get(STREAM_POSITION)
+        if isinstance(position, list) and [type(one) for one in position] == [int, int]:
+            self._resumed_position = position
+
+    _resumed_position: Sequence[int] | None = None
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Where to go on: the Trainer (5.23) takes a stream for one pass without an end."""
+        passes, batches = super()._init_training_state(*args, **kwargs)
+        if self._resumed_position is not None and self.state.global_step > 0:
+            passes, batches = self._resumed_position
+            batches = 0 if self.args.ignore_data_skip else batches
+        self._resumed_position = None
+        done = batches // self.args.gradient_accumulation_steps
+        self._pass, self._pass_began_at = passes, self.state.global_step - done
+        return passes, batches
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Remember which pass over the data this is, and where it began."""
+        if kwargs["epoch"] != self._pass:
+            self._pass, self._pass_began_at = kwargs["epoch"], self.state.global_step
+        super()._run_epoch(*args, **kwargs)
+
+    def _stream_position(self) -> dict[str, list[int]]:
+        if isinstance(self.train_dataset, Dataset):
+            return {}
+        steps = int(self.state.global_step) - self._pass_began_at
+        return {STREAM_POSITION: [self._pass, steps * self.args.gradient_accumulation_steps]}
+
+    _pass = _pass_began_at = 0
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
