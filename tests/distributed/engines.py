@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -41,6 +42,7 @@ from conftest import WORDS, save_tiny, tiny_tokenizer  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model  # noqa: E402
+from transformers import TrainerCallback  # noqa: E402
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer  # noqa: E402
 from simcse_trainer.data.loading import load_training_data  # noqa: E402
@@ -295,7 +297,26 @@ def check_streams() -> None:
 
     cell("resumed in the second pass", resumed)
     cell("accumulated", ends("accumulated", gradient_accumulation_steps=2))
+    cell("SIGTERM", terminate)
     cell("saved by epoch", ends("saved by epoch", save_strategy="epoch"))
+
+
+def terminate() -> None:
+    """One of two processes is told to end while steps are slow."""
+
+    class Slow(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            time.sleep(1.5)
+            if RANK == 1 and state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    args = build_args(ROOT / "terminated", max_steps=9, save_strategy="steps", save_steps=50)
+    trainer = SimCSETrainer(build_model(), args, UNSUPERVISED, callbacks=[Slow()])
+    trainer.train()
+    assert trainer.interrupted
+    # 5 seconds after step 3 at the latest.
+    assert trainer.state.global_step <= 7, trainer.state.global_step
+    assert (ROOT / f"terminated/checkpoint-{trainer.state.global_step}").is_dir()
 
 
 def main() -> None:

@@ -75,6 +75,12 @@ def test_streams_of_several_files_in_two_processes(cell):
     check("streams", "streams", cell)
 
 
+@pytest.mark.field("14b")
+@pytest.mark.xdist_group("engines")
+def test_processes_with_slow_steps_save_before_they_are_killed():
+    check("streams", "streams", "SIGTERM")
+
+
 @pytest.mark.xdist_group("engines")
 def test_fsdp2_refuses_checkpointing_that_draws_other_masks():
     check("fsdp2", "refusals", "activation checkpointing")
