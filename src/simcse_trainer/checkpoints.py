@@ -152,6 +152,43 @@ def find_checkpoint(folder: str | Path, *, resumable: bool = False) -> Path | No
     return None
 
 
+def choose_checkpoint(asked: str | bool | None, folder: Path) -> Path | None:
+    """Return the checkpoint that a run goes on from; None where it begins.
+
+    Args:
+        asked: A checkpoint; or True, or "true", for the newest one in the run's folder. A machine
+            that is taken away and started again always says so: without any the run begins.
+        folder: Of the run.
+
+    Raises:
+        InputError: It cannot be gone on from, or there are some and none of them can.
+    """
+    if not asked or str(asked).lower() == "false":
+        return None
+    if str(asked).lower() != "true":
+        checkpoint = Path(str(asked))
+        if not checkpoint.is_dir():
+            raise InputError(f"resume_from_checkpoint: there is no folder {asked}.")
+        lacking = why_not_resumable(checkpoint)
+        if lacking is not None:
+            raise InputError(
+                f"{asked} cannot be resumed from: {lacking}. Pass --resume_from_checkpoint true "
+                "for the newest one that can, or begin anew with its weights: "
+                f"--model_name_or_path {asked}"
+            )
+        return checkpoint
+    found = find_checkpoint(folder, resumable=True) if folder.is_dir() else None
+    if found is not None:
+        return found
+    if folder.is_dir() and (there := list_checkpoints(folder)):
+        raise InputError(
+            f"There is no complete checkpoint in {folder} to resume from: {there[-1].name} cannot "
+            f"be ({why_not_resumable(there[-1])}). Pass another --output_dir to begin anew."
+        )
+    logger.warning("There is no checkpoint in %s: training starts anew.", folder)
+    return None
+
+
 def delete_old_checkpoints(folder: Path, *, run: str, keep: int, protected: Iterable[int]) -> None:
     """Delete the oldest checkpoints of a run, by what their manifests list.
 

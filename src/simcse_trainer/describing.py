@@ -44,6 +44,7 @@ _UNTOLD = """
     model_name_or_path sts_data_dir preprocessing_num_workers dataloader_pin_memory
 """.split()  # noqa: SIM905
 _UNTOLD_PREFIXES = ("hub_", "trackio_")
+_SECRETS = ("hub_token",)
 
 
 @dataclass
@@ -154,7 +155,9 @@ def collect_facts(
         evaluated_on=_evaluated_on(after, said),
         space={name: after[name] for name in SPACE_METRICS if name in after},
         space_before={name: before[name] for name in SPACE_METRICS if name in before},
-        options=_describe_options(args) | dict(said.options),
+        options=_describe_options(args)
+        | {"per_device_train_batch_size": trainer.train_batch_size}
+        | dict(said.options),
         command=[_portable(word) for word in said.command],
         seed=args.seed,
         versions={
@@ -204,7 +207,7 @@ def changed_options(options: Any) -> dict[str, Any]:
         if value is not None
         and name not in _UNTOLD
         and not name.startswith(_UNTOLD_PREFIXES)
-        and not name.endswith(("_token", "_key"))
+        and name not in _SECRETS
     }
 
 

@@ -21,12 +21,12 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from simcse_trainer.checkpoints import (
+    choose_checkpoint,
     delete_old_checkpoints,
     find_checkpoint,
     publish,
     read_checkpoint,
     what_is_torn,
-    why_not_resumable,
 )
 from simcse_trainer.errors import InputError
 from simcse_trainer.files import CHECKPOINT_PREFIX, STATE, TMP_PREFIX, step_of
@@ -82,7 +82,7 @@ class SafeTrainer(Trainer):
         """As `Trainer.train`.
 
         Args:
-            resume_from_checkpoint: A checkpoint, or True for the newest complete one.
+            resume_from_checkpoint: See `choose_checkpoint`.
             args: As for `Trainer.train`.
             kwargs: As for `Trainer.train`.
 
@@ -92,16 +92,16 @@ class SafeTrainer(Trainer):
         """
         folder = Path(str(self.args.output_dir))
         with self._holding(folder):
-            checkpoint = _choose_checkpoint(resume_from_checkpoint, folder)
+            checkpoint = choose_checkpoint(resume_from_checkpoint, folder)
             if checkpoint is not None:
-                self._check_resumable(Path(checkpoint))
+                self._check_resumable(checkpoint)
             self._enter(folder, checkpoint)
             callbacks: list[TrainerCallback] = [_StopOnTermination(self), _OwnBestModel(self)]
             for callback in callbacks:
                 self.add_callback(callback)
             try:
                 with callbacks[0].listening():  # type: ignore[attr-defined]
-                    return super().train(checkpoint, *args, **kwargs)
+                    return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
             finally:
                 for callback in callbacks:
                     self.remove_callback(callback)
@@ -120,15 +120,15 @@ class SafeTrainer(Trainer):
             self._on_main(lambda: stack.enter_context(hold_folder(folder)) and None)
             yield
 
-    def _enter(self, folder: Path, checkpoint: str | None) -> None:
+    def _enter(self, folder: Path, checkpoint: Path | None) -> None:
         """Decide which run this is, and whether it may write into its folder."""
 
         def decide() -> tuple[str, bool]:
             remove_tmp(folder)
-            found = read_checkpoint(Path(checkpoint)).run if checkpoint else ""
+            found = read_checkpoint(checkpoint).run if checkpoint else ""
             run = found or self.run_id or _new_id()
             # A run that version 0.1.0 began left files that stand in no manifest.
-            old = checkpoint is not None and not found and Path(checkpoint).parent == folder
+            old = checkpoint is not None and not found and checkpoint.parent == folder
             overwrite = bool(getattr(self.args, "overwrite_output_dir", False))
             check_output_dir(
                 folder,
@@ -447,23 +447,6 @@ class _StopOnTermination(TrainerCallback):
         steps = int(_AGREE_WITHIN_S / max(seconds, 1e-9))
         self.next_agreement = step + min(max(steps, 1), _AGREE_WITHIN_STEPS)
         self.last = (step, now)
-
-
-def _choose_checkpoint(asked: str | bool | None, folder: Path) -> str | None:
-    if not asked:
-        return None
-    if asked is True:
-        found = find_checkpoint(folder, resumable=True) if folder.is_dir() else None
-        if found is None:
-            raise InputError(f"There is no complete checkpoint in {folder} to resume from.")
-        return str(found)
-    lacking = why_not_resumable(Path(asked))
-    if lacking is not None:
-        raise InputError(
-            f"{asked} cannot be resumed from: {lacking}. Pass --resume_from_checkpoint true for "
-            f"the newest one that can, or begin anew with its weights: --model_name_or_path {asked}"
-        )
-    return asked
 
 
 def _new_id() -> str:

@@ -217,6 +217,11 @@ def check_engine(state: Any, args: SimCSETrainingArguments) -> None:
             f"{args.n_gpu} GPUs in one process would split each batch (DataParallel). Start "
             "with `accelerate launch train_simcse.py ...`, or set CUDA_VISIBLE_DEVICES=0."
         )
+    if args.fp16 and args.device.type == "cpu":
+        raise InputError(
+            "fp16 needs an accelerator: on a CPU training would be in float32. Pass --bf16 true, "
+            "or leave fp16 out."
+        )
     if args.dataloader_persistent_workers:
         raise InputError(
             "dataloader_persistent_workers would keep random states that no checkpoint holds, so "

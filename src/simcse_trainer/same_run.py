@@ -65,7 +65,10 @@ def identify_run(
         },
         "data": _identify_data(dataset),
         "batch": {
-            "per_device_train_batch_size": args.per_device_train_batch_size,
+            # None: the Trainer finds it, and on resuming takes the checkpoint's.
+            "per_device_train_batch_size": None
+            if args.auto_find_batch_size
+            else args.per_device_train_batch_size,
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "processes": args.world_size,
         },
@@ -109,6 +112,7 @@ def check_same_run(
         if (theirs := saved.get(part, {}).get(name)) != ours
         and _is_known(name, theirs, ours)
         and (name != "sha256" or theirs)  # of a stream, version 0.1.0 said nothing
+        and (name != "per_device_train_batch_size" or ours)
     ]
     if differences and not allow_mismatch:
         raise InputError(

@@ -13,7 +13,7 @@ import transformers
 from transformers import TrainerCallback, set_seed
 
 from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
-from simcse_trainer.checkpoints import find_checkpoint, read_checkpoint
+from simcse_trainer.checkpoints import choose_checkpoint, find_checkpoint, read_checkpoint
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.describing import RunDescription, changed_options
 from simcse_trainer.errors import InputError
@@ -134,19 +134,12 @@ def _set_up_logging(args: SimCSETrainingArguments) -> None:
 def _find_checkpoint(args: SimCSETrainingArguments) -> str | None:
     """The checkpoint to go on from; earlier checkpoints are never overwritten unasked."""
     folder = Path(str(args.output_dir))
-    last = find_checkpoint(folder, resumable=True) if folder.is_dir() else None
-    if args.resume_from_hub and (last is None or args.resume_from_checkpoint is None):
-        return _fetch_checkpoint(args, folder, last)
-    asked = args.resume_from_checkpoint
-    if asked is None or asked.lower() == "false":
-        return None
-    if asked.lower() == "true":
-        if last is None:
-            logger.warning("There is no checkpoint in %s: training starts anew.", folder)
-        return str(last) if last is not None else None
-    if not Path(asked).is_dir():
-        raise InputError(f"resume_from_checkpoint: there is no folder {asked}.")
-    return asked
+    if args.resume_from_hub:
+        last = find_checkpoint(folder, resumable=True) if folder.is_dir() else None
+        if last is None or args.resume_from_checkpoint is None:
+            return _fetch_checkpoint(args, folder, last)
+    chosen = choose_checkpoint(args.resume_from_checkpoint, folder)
+    return None if chosen is None else str(chosen)
 
 
 def _check_output_dir(args: SimCSETrainingArguments, checkpoint: str | None) -> None:
@@ -187,10 +180,26 @@ def _build_trainer(*args: Any, **kwargs: Any) -> SimCSETrainer:
     try:
         return SimCSETrainer(*args, **kwargs)
     except (ValueError, ImportError, RuntimeError, TypeError) as error:
-        # How transformers refuses combinations of its options, and libraries that are missing.
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"These options do not go together: {error}") from error
+        raise _explain(error) from error
+
+
+def _explain(error: Exception) -> Exception:
+    """What libraries refuse is the user's to put right; an error of our own keeps its traceback."""
+    if isinstance(error, InputError) or not _is_raised_by(error, _CHECKING):
+        return error
+    return InputError(f"These options do not go together: {error}")
+
+
+# They look at combinations of options, and for libraries that are missing.
+_CHECKING = ("transformers", "accelerate", "torch.optim", "bitsandbytes")
+
+
+def _is_raised_by(error: BaseException, packages: tuple[str, ...]) -> bool:
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    name = place.tb_frame.f_globals.get("__name__", "") if place is not None else ""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 class _Begun(TrainerCallback):
@@ -210,9 +219,9 @@ def _train(trainer: SimCSETrainer, checkpoint: str | None) -> Any:
         return trainer.train(resume_from_checkpoint=checkpoint)
     except (ValueError, ImportError, TypeError, OverflowError) as error:
         # Optimizer, schedule and batches are made first, by libraries that look at options then.
-        if begun.happened or isinstance(error, InputError):
+        if begun.happened:
             raise
-        raise InputError(f"These options do not go together: {error}") from error
+        raise _explain(error) from error
 
 
 def _load_train_dataset(data_args: DataArguments, seed: int) -> Any:

@@ -299,7 +299,14 @@ class SimCSETrainer(PushingTrainer):
         (folder / TRAINING_ARGS).write_text(arguments, encoding="utf-8")
         if in_checkpoint:
             due = {EVALUATION_IS_DUE: True} if self.evaluation_is_due else {}
-            write_run(self._run | due | self._stream_position(), folder)
+            batch = self._run["batch"] | {"per_device_train_batch_size": self.train_batch_size}
+            write_run(self._run | {"batch": batch} | due | self._stream_position(), folder)
+
+    @property
+    def train_batch_size(self) -> int:
+        """Sentences or rows per step and device, also where `auto_find_batch_size` has found it."""
+        found: int = self._train_batch_size or self.args.per_device_train_batch_size
+        return found // max(1, int(self.args.n_gpu))
 
     @cached_property
     def _run(self) -> dict[str, Any]:

@@ -63,9 +63,11 @@ class TestTornCheckpoints:
         with pytest.raises(InputError, match=r"checkpoint-6 cannot be resumed from: rng_state"):
             trainer.train(resume_from_checkpoint=str(saved / "checkpoint-6"))
 
-    def test_without_any_resuming_says_so(self, tmp_path):
-        trainer = SimCSETrainer(build_model(), build_args(tmp_path), TRIPLETS)
-        with pytest.raises(InputError, match="no complete checkpoint"):
+    def test_where_none_is_complete_resuming_says_so(self, saved):
+        for path in saved.glob("checkpoint-*/optimizer.pt"):
+            path.unlink()
+        trainer = SimCSETrainer(build_model(), build_args(saved), TRIPLETS)
+        with pytest.raises(InputError, match=r"no complete checkpoint.*optimizer\.pt is missing"):
             trainer.train(resume_from_checkpoint=True)
 
 

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from simcse_trainer.cli.models import BatchSize, Corpus, Device, IndexFolder, Model
+from simcse_trainer.cli.models import (
+    BatchSize,
+    Corpus,
+    Device,
+    IndexFolder,
+    Model,
+    Revision,
+    TrustRemoteCode,
+)
 
 EXAMPLE = "simcse-trainer demo outputs/quickstart --corpus sentences.txt"
 
@@ -24,13 +32,22 @@ def demo(
     ] = None,
     batch_size: BatchSize = 64,
     device: Device = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = "false",
 ) -> None:
     """Open a page in the browser: search a corpus by meaning, and compare a few sentences."""
-    from simcse_trainer.cli.models import load_with_index
+    from simcse_trainer.cli.models import code_options, load_with_index
     from simcse_trainer.inference.demo import require_gradio, serve
 
     require_gradio()
-    simcse = load_with_index(model, corpus, index, device=device, batch_size=batch_size)
+    simcse = load_with_index(
+        model,
+        corpus,
+        index,
+        device=device,
+        batch_size=batch_size,
+        **code_options(revision, trust_remote_code),
+    )
     page = serve(simcse, host=host, port=port)
     typer.echo(f"The page is at {page.local_url} until you press Ctrl-C.")
     page.block_thread()

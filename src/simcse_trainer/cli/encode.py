@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from simcse_trainer.cli.models import BatchSize, Device, MaxSeqLength, Model, TruncateDim
+from simcse_trainer.cli.models import (
+    BatchSize,
+    Device,
+    MaxSeqLength,
+    Model,
+    Revision,
+    TruncateDim,
+    TrustRemoteCode,
+)
 
 EXAMPLE = "simcse-trainer encode outputs/unsup_bert_base sentences.txt --output embeddings.npy"
 
@@ -36,17 +44,23 @@ def encode(
     max_seq_length: MaxSeqLength = None,
     batch_size: BatchSize = 64,
     device: Device = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = "false",
 ) -> None:
     """Embed texts, a row for each, blank lines too. The file is there when all of it is."""
     from tqdm.auto import tqdm
 
-    from simcse_trainer.cli.models import load_simcse
+    from simcse_trainer.cli.models import code_options, load_simcse
     from simcse_trainer.data.texts import read_texts
     from simcse_trainer.inference.writing import open_embeddings
 
     with open_embeddings(output) as write:
         simcse = load_simcse(
-            model, device, truncate_dim=truncate_dim, max_seq_length=max_seq_length
+            model,
+            device,
+            truncate_dim=truncate_dim,
+            max_seq_length=max_seq_length,
+            **code_options(revision, trust_remote_code),
         )
         texts = tqdm(read_texts(source, blank_lines=True), desc="Encoding", disable=None)
         blocks = simcse.encode_stream(texts, normalize_to_unit=normalize, batch_size=batch_size)

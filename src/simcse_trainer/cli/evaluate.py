@@ -7,11 +7,18 @@ from typing import Annotated
 
 import typer
 
+from simcse_trainer.cli.models import Revision, TrustRemoteCode
+
 EXAMPLE = "simcse-trainer evaluate outputs/unsup_bert_base --tasks stsb sickr --output results.json"
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A folder or a name on the Hub, trained or plain.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="The output_dir of a run, a folder or a name on the Hub, trained or plain."
+        ),
+    ],
     tasks: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,8 +63,11 @@ def evaluate(
     batch_size: Annotated[
         int, typer.Option("--batch_size", min=1, help="Sentences per forward pass, at most.")
     ] = 128,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = "false",
 ) -> None:
     """Print a model's scores beside the paper's: STS, transfer, and how its space lies."""
+    from simcse_trainer.cli.models import code_options, find_place
     from simcse_trainer.evaluation.running import count_sentences, evaluate_model, write_results
     from simcse_trainer.evaluation.suite import default_tasks, load_suite
     from simcse_trainer.evaluation.tables import format_tables
@@ -66,13 +76,14 @@ def evaluate(
     suite = load_suite(tasks or default_tasks(split, folder), split=split, data_dir=folder)
     rows = list(
         evaluate_model(
-            model,
+            str(find_place(model)),
             suite,
             pooling_modes=pooling_mode or (),
             whitening=whitening,
             whitening_file=whitening_file,
             max_seq_length=max_seq_length,
             batch_size=batch_size,
+            **code_options(revision, trust_remote_code),
         )
     )
     count = count_sentences(suite)

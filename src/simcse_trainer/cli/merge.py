@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from simcse_trainer.cli.models import TrustRemoteCode
+
 EXAMPLE = "simcse-trainer merge outputs/sup_qwen3_0.6b_lora outputs/sup_qwen3_0.6b"
 
 
@@ -18,8 +20,10 @@ def merge(
         typer.Option(help="The adapter's base model, where it is not where it was."),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Of the adapter on the Hub.")] = None,
+    trust_remote_code: TrustRemoteCode = "false",
 ) -> None:
     """Add an adapter to the weights it was trained on: a model that everything loads."""
+    from simcse_trainer.cli.models import code_options
     from simcse_trainer.describing import write_merged_card
     from simcse_trainer.errors import InputError
     from simcse_trainer.model.adapters import has_adapter
@@ -27,7 +31,8 @@ def merge(
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is there already; pass the name of a new folder.")
-    model = load_model(adapter, base_model=base_model, revision=revision, dequantize=True)
+    options = code_options(revision, trust_remote_code)
+    model = load_model(adapter, base_model=base_model, dequantize=True, **options)
     if not has_adapter(model.backbone):
         raise InputError(f"'{adapter}' holds no adapter: it can be used as it is.")
     model.save_pretrained(output, lora_save="merged")

@@ -31,6 +31,19 @@ MaxSeqLength: TypeAlias = Annotated[
     int | None,
     typer.Option("--max_seq_length", help="In tokens. Default: as the folder says."),
 ]
+Revision: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Of a model on the Hub: branch, tag or commit.", show_default=False),
+]
+TrustRemoteCode: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--trust_remote_code",
+        help="true: run the code that comes with the model. Read it first, and pin --revision.",
+        metavar="true|false",
+        callback=lambda value: _read_flag(value),
+    ),
+]
 Corpus: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -43,13 +56,29 @@ IndexFolder: TypeAlias = Annotated[
 ]
 
 
+def _read_flag(value: str) -> str:
+    if value.lower() not in ("true", "false"):
+        raise typer.BadParameter(f"expected true or false, got {value!r}.")
+    return value.lower()
+
+
+def code_options(revision: str | None, trust_remote_code: str) -> dict[str, Any]:
+    """What the commands' two options are to `SimCSEModel.from_pretrained`."""
+    return {"revision": revision, "trust_remote_code": trust_remote_code == "true"}
+
+
+def find_place(name: str) -> str | Path:
+    """Where a model is; of a run that was stopped, its best or newest checkpoint."""
+    from simcse_trainer.hub.snapshot import find_model
+
+    return find_model(Path(name)) if Path(name).is_dir() else name
+
+
 def load_simcse(name: str, device: str | None, **options: Any) -> SimCSE:
     """The model; of a run that was stopped, that of its best or newest checkpoint."""
-    from simcse_trainer.hub.snapshot import find_model
     from simcse_trainer.inference.simcse import SimCSE
 
-    place = find_model(Path(name)) if Path(name).is_dir() else name
-    return SimCSE(place, device, **options)
+    return SimCSE(find_place(name), device, **options)
 
 
 def load_with_index(
@@ -61,6 +90,7 @@ def load_with_index(
     batch_size: int,
     truncate_dim: int | None = None,
     storage: str = "float32",
+    **options: Any,
 ) -> SimCSE:
     """The model with an index of a corpus, or with one that is there.
 
@@ -69,7 +99,7 @@ def load_with_index(
     """
     if (corpus is None) == (index is None):
         raise InputError("Pass either --corpus, a file of sentences, or --index, a saved one.")
-    simcse = load_simcse(name, device, truncate_dim=truncate_dim)
+    simcse = load_simcse(name, device, truncate_dim=truncate_dim, **options)
     if index is not None:
         simcse.load_index(index)
     elif corpus is not None:

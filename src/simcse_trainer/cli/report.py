@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simcse_trainer.cli.models import Revision, TrustRemoteCode
+
 if TYPE_CHECKING:
     from simcse_trainer.evaluation.report import Measured
 
@@ -50,8 +52,11 @@ def report(
             help="The output_dir of the training run whose path is drawn. Default: MODEL."
         ),
     ] = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = "false",
 ) -> None:
     """Show where a model's embeddings lie: one HTML page, and its figures as PNG."""
+    from simcse_trainer.cli.models import code_options
     from simcse_trainer.evaluation.measuring import band_labels, different_sentences
     from simcse_trainer.evaluation.plots_style import require_matplotlib
     from simcse_trainer.evaluation.report import write_report
@@ -61,8 +66,12 @@ def report(
     require_matplotlib()
     path = _read_path(run, model)
     loaded = load_sts_tasks(tasks, split=split, data_dir=data_dir, options=EVALUATE_OPTIONS)
-    measured = _measure(model, None, loaded)
-    other = _measure(baseline, baseline_pooling_mode, loaded) if baseline else None
+    options = code_options(revision, trust_remote_code)
+    measured = _measure(model, None, loaded, **options)
+    other = None
+    if baseline:
+        options["revision"] = None
+        other = _measure(baseline, baseline_pooling_mode, loaded, **options)
     page = write_report(
         output,
         measured,
@@ -75,17 +84,15 @@ def report(
     typer.echo(f"The report is {page}; its figures are beside it.")
 
 
-def _measure(name: str, pooling_mode: str | None, tasks: Any) -> Measured:
+def _measure(name: str, pooling_mode: str | None, tasks: Any, **options: Any) -> Measured:
     import torch
 
+    from simcse_trainer.cli.models import find_place
     from simcse_trainer.evaluation.measuring import measure_space
     from simcse_trainer.evaluation.report import Measured
-    from simcse_trainer.hub.snapshot import find_model
     from simcse_trainer.model.modeling import SimCSEModel
 
-    # A run that was stopped has its model in a checkpoint.
-    place = find_model(Path(name)) if Path(name).is_dir() else name
-    model = SimCSEModel.from_pretrained(place, pooling_mode=pooling_mode)
+    model = SimCSEModel.from_pretrained(find_place(name), pooling_mode=pooling_mode, **options)
     if torch.accelerator.is_available():
         model.to(torch.accelerator.current_accelerator())
     space = measure_space(model, tasks, show_progress_bar=True)

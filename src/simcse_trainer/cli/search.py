@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simcse_trainer.cli.models import BatchSize, Corpus, Device, IndexFolder, Model, TruncateDim
+from simcse_trainer.cli.models import (
+    BatchSize,
+    Corpus,
+    Device,
+    IndexFolder,
+    Model,
+    Revision,
+    TruncateDim,
+    TrustRemoteCode,
+)
 
 if TYPE_CHECKING:
     from simcse_trainer.inference.simcse import Hits
@@ -48,9 +57,11 @@ def search(
     truncate_dim: TruncateDim = None,
     batch_size: BatchSize = 64,
     device: Device = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = "false",
 ) -> None:
     """Find the sentences of a corpus that are nearest in meaning to each query."""
-    from simcse_trainer.cli.models import load_with_index
+    from simcse_trainer.cli.models import code_options, load_with_index
 
     simcse = load_with_index(
         model,
@@ -60,6 +71,7 @@ def search(
         batch_size=batch_size,
         truncate_dim=truncate_dim,
         storage=storage,
+        **code_options(revision, trust_remote_code),
     )
     if save_index is not None:
         simcse.save_index(save_index)

@@ -25,7 +25,9 @@ _JOINERS = "\u200c\u200d"
 # From the root, a home or a drive on; not what stands in an address.
 _PATH = re.compile(r"(?<![\w.:/\\~-])(file://)?(~?/|~?\\\\|[A-Za-z]:[\\/])[^\s\"',;]*")
 
+# Of a launcher or a tracker; our own options are known by their names.
 _SECRET = re.compile(r"--[\w-]*(token|secret|password|api[_-]?key)", re.IGNORECASE)
+_NO_SECRETS = ("--append_eos_token",)
 
 
 def escape(text: object) -> str:
@@ -75,7 +77,8 @@ def shell_command(words: Sequence[str]) -> str:
     for word in words:
         if word.startswith("--"):
             name, equals, _ = word.partition("=")
-            secret = _SECRET.fullmatch(name) is not None
+            known = name.replace("-", "_").replace("__", "--", 1) in _NO_SECRETS
+            secret = _SECRET.fullmatch(name) is not None and not known
             if secret:
                 # In `--hub_token=VALUE` nothing follows; in `--hub_token VALUE` the value does.
                 secret = not equals

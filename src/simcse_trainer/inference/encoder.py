@@ -61,7 +61,9 @@ class Encoder:
         self.model = SimCSEModel.from_pretrained(self.name, **options).eval()
         if options.get("max_seq_length") is None:
             hub = {name: options.get(name) for name in ("revision", "token")}
-            if read_layout(resolve_packaged(self.name), **hub) is None:
+            said = {"pooling_mode", "projection_head"} <= {*options}
+            layout = read_layout(resolve_packaged(self.name), assume_absent=said, **hub)
+            if layout is None:
                 self.model.max_seq_length = min(self.model.max_seq_length, _ORIGINAL_LENGTH)
         full = self.model.embedding_dimension
         if truncate_dim is not None and not 1 <= truncate_dim <= full:

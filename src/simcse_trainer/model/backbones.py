@@ -58,6 +58,8 @@ def load_backbone(
     """
     if Path(name_or_path).is_file():
         raise InputError(f"'{name_or_path}' is a file; pass the folder of the model.")
+    # Left out, transformers would ask on the terminal.
+    options["trust_remote_code"] = bool(options.get("trust_remote_code"))
     hub = {k: options[k] for k in ("revision", "token", "trust_remote_code") if k in options}
     try:
         config = AutoConfig.from_pretrained(name_or_path, **hub)
@@ -84,9 +86,20 @@ def load_backbone(
             raise
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"No model could be loaded from '{name_or_path}': {reason} "
+            explain_code(name_or_path, error)
+            or f"No model could be loaded from '{name_or_path}': {reason} "
             "Check --model_name_or_path: a folder with config.json, or a name on the Hub."
         ) from error
+
+
+def explain_code(name: str, error: Exception) -> str:
+    """Return what to do about a model that comes with code of its own; empty for other errors."""
+    if "trust_remote_code" not in str(error):
+        return ""
+    return (
+        f"'{name}' comes with code of its own, which runs only where you say so. Read it, then "
+        "pass --trust_remote_code true, and a revision to pin it."
+    )
 
 
 def load_quietly(auto_class: Any, name_or_path: str, **options: Any) -> PreTrainedModel:

@@ -27,11 +27,11 @@ def fingerprint(name_or_path: str, **hub: Any) -> str | None:
     Returns:
         Hexadecimal; None where the folder holds no safetensors.
     """
-    index = find_file(name_or_path, _INDEX, **hub)
-    names = [_WHOLE]
-    if index is not None:
+    # In the order of transformers, which asks for an index where there is no whole file.
+    files = [find_file(name_or_path, _WHOLE, **hub)]
+    if files == [None] and (index := find_file(name_or_path, _INDEX, **hub)) is not None:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    files = [find_file(name_or_path, name, **hub) for name in names]
+        files = [find_file(name_or_path, name, **hub) for name in names]
     found = [path for path in files if path is not None]
     return _digest(found) if found and len(found) == len(files) else None
 

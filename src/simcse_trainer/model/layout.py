@@ -13,13 +13,26 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    hf_hub_download,
+    is_offline_mode,
+    try_to_load_from_cache,
+)
+from huggingface_hub._tree_cache import read_tree_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, zeros
 
@@ -145,7 +158,7 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
 
     Args:
         name_or_path: A folder, or a name on the Hub.
-        hub: `revision` and `token`.
+        hub: `revision` and `token`, and `assume_absent` of `find_file`.
 
     Returns:
         None if there is no `modules.json`: a plain backbone.
@@ -174,7 +187,11 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
     pooling_mode, dense, layer_pair = "mean", None, None
     for kind, module in zip(kinds[1:], modules[1:], strict=True):
         path = module["path"]
+        if kind == "Normalize":
+            continue
         config: dict[str, Any] = read(f"{path}/config.json") or {}
+        if not config and hub.get("assume_absent"):
+            continue  # the caller says how it is read
         if kind == "WeightedLayerPooling":
             layer_pair = _layer_pair(read(f"{path}/model.safetensors", load_file), name_or_path)
         elif kind == "Pooling":
@@ -188,18 +205,79 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
     return Layout(layer_pair or pooling_mode, length, dense, prompts, default)
 
 
-def find_file(name_or_path: str, filename: str, **hub: Any) -> Path | None:
-    """A file of a folder or of a Hub repository; None if it is not there."""
+def find_file(
+    name_or_path: str, filename: str, *, assume_absent: bool = False, **hub: Any
+) -> Path | None:
+    """Find an optional file of a folder or of a Hub repository.
+
+    Args:
+        name_or_path: A folder, or a name on the Hub.
+        filename: With forward slashes.
+        assume_absent: The caller does without it where nobody can say whether it is there.
+        hub: `revision` and `token`.
+
+    Returns:
+        None only if the answer was that it is not there, or nothing is known of the model at all:
+        loading the backbone then says so in full.
+
+    Raises:
+        InputError: Whether it is there could not be asked.
+    """
     if Path(name_or_path).is_dir():
-        path = Path(name_or_path, filename)
-        return path if path.is_file() else None
+        return _find_here(Path(name_or_path, filename))
+    revision = hub.get("revision")
     try:
         return Path(hf_hub_download(name_or_path, filename, **hub))
-    except (EntryNotFoundError, LocalEntryNotFoundError):
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError):
         return None
-    except (OSError, ValueError):
-        # No such repository, or no way to it: loading the backbone says so in full.
+    except ValueError:
+        return None  # no name of a repository
+    except Exception as error:  # each layer of the client has its own; none of them is an answer
+        if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+            return None
+        reason = error
+    known = try_to_load_from_cache(name_or_path, filename, revision=revision)
+    if known is _CACHED_NO_EXIST or assume_absent:
         return None
+    snapshot = _find_snapshot(name_or_path, revision)
+    if snapshot is None and is_offline_mode():
+        return None
+    if snapshot is not None and not _may_hold(snapshot, filename):
+        return None
+    cause = " ".join(str(reason.__cause__ or reason).split())[:200].rstrip(".")
+    raise InputError(
+        f"Whether '{name_or_path}' has {filename} could not be asked ({cause}), and without it the "
+        "model may be read wrongly. Try again with the Hub in reach; or say how it is read, "
+        "--pooling_mode and --projection_head both, if you know that it has none."
+    ) from reason
+
+
+def _find_snapshot(name: str, revision: str | None) -> Path | None:
+    """The folder in the Hub's cache with what is known of a model."""
+    for filename in ("config.json", "modules.json", "adapter_config.json"):
+        path = try_to_load_from_cache(name, filename, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent
+    return None
+
+
+def _may_hold(snapshot: Path, filename: str) -> bool:
+    # What `hf download` has fetched comes with a list of all files.
+    listed = read_tree_cache(str(snapshot.parents[1]), snapshot.name)
+    return listed is None or filename in listed
+
+
+def _find_here(path: Path) -> Path | None:
+    try:
+        return path if stat.S_ISREG(path.stat().st_mode) else None
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise InputError(
+                f"{path} points to a file that is not there. Download the model again."
+            ) from None
+        return None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Give access to it.") from None
 
 
 def _pooling_mode(config: dict[str, Any], source: str) -> str:

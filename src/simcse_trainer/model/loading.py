@@ -19,7 +19,7 @@ from simcse_trainer.model.adapter_folder import (
     read_adapter,
 )
 from simcse_trainer.model.adapters import add_adapter, load_adapter
-from simcse_trainer.model.backbones import load_backbone
+from simcse_trainer.model.backbones import explain_code, load_backbone
 from simcse_trainer.model.choices import PROJECTION_HEADS
 from simcse_trainer.model.cpu_layers import speed_up
 from simcse_trainer.model.decoders import default_pooling, is_decoder, pad_on_the_right
@@ -86,19 +86,23 @@ def load_model(
         base_model: The backbone of an adapter, where it is not where it was.
         revision: Of the Hub repository.
         token: For the Hub.
-        options: For `load_backbone`, and what that knows of `from_pretrained`.
+        options: For `load_backbone`, and what that knows of `from_pretrained`. Code that comes with
+            a model is run with `trust_remote_code`, and refused without.
 
     Raises:
         InputError: Nothing there, or something that SimCSE cannot represent.
     """
     hub = {"revision": revision, "token": token}
+    # Then no file that could not be asked for would tell anything else.
+    said = pooling_mode is not None and projection_head is not None
+    options["trust_remote_code"] = bool(options.get("trust_remote_code"))
     manifest = check_complete(Path(name_or_path))
-    source = _find_source(resolve_packaged(name_or_path), base_model, hub)
+    source = _find_source(resolve_packaged(name_or_path), base_model, hub, said)
     options["bits"] = _choose_bits(source, load_in_4bit, load_in_8bit)
     projection_head = _check_head(projection_head, source)
     backbone = _load_backbone(source, pooling_layer=projection_head == "pooler", **options)
     tokenizer = _load_tokenizer(source, options, prompt, append_eos_token, backbone)
-    saved = saved_heads(source.path, hub)
+    saved = saved_heads(source.path, {**hub, "assume_absent": said})
     pooling_mode = pooling_mode or default_pooling(source.layout, backbone.config)
     head, decided = load_head(backbone, source.layout, saved, projection_head, pooling_mode)
     model = SimCSEModel(
@@ -107,7 +111,13 @@ def load_model(
         pooling_mode=pooling_mode,
         head=head,
         mlp_only_train=decided if mlp_only_train is None else mlp_only_train,
-        mlm_head=load_mlm_head(backbone, source.base_path, saved, mlm_head, source.base_hub),
+        mlm_head=load_mlm_head(
+            backbone,
+            source.base_path,
+            saved,
+            mlm_head,
+            source.base_hub | {"trust_remote_code": options["trust_remote_code"]},
+        ),
         padding_free=padding_free,
     )
     if source.adapter is not None or lora is not None:
@@ -142,16 +152,20 @@ class _Source:
     base_hub: dict[str, Any]
 
 
-def _find_source(path: str, base_model: str | None, hub: dict[str, Any]) -> _Source:
-    layout, adapter = read_layout(path, **hub), read_adapter(path, hub)
+def _find_source(
+    path: str, base_model: str | None, hub: dict[str, Any], assume_absent: bool
+) -> _Source:
+    asking = hub | {"assume_absent": assume_absent}
+    layout, adapter = read_layout(path, **asking), read_adapter(path, hub)
     if adapter is None:
         if base_model is not None:
             raise InputError(f"base_model is given, but '{path}' is no adapter. Leave it out.")
         return _Source(path, hub, layout, None, path, hub)
     base_path = resolve_packaged(base_model) if base_model else find_base(adapter.base)
     base_hub = hub | {"revision": None if base_model else adapter.base.revision}
+    asking = base_hub | {"assume_absent": assume_absent}
     return _Source(
-        path, hub, layout or read_layout(base_path, **base_hub), adapter, base_path, base_hub
+        path, hub, layout or read_layout(base_path, **asking), adapter, base_path, base_hub
     )
 
 
@@ -210,14 +224,18 @@ def _load_tokenizer(
     backbone: Any,
 ) -> PreTrainedTokenizerBase:
     """The folder's, or the base model's; with the prompt and the end of the text as asked for."""
-    own = find_file(source.path, "tokenizer_config.json", **source.hub) is not None
+    # A whole model has its own; an adapter may leave it to its base.
+    own = source.adapter is None or (
+        find_file(source.path, "tokenizer_config.json", **source.hub) is not None
+    )
     path, hub = (source.path, source.hub) if own else (source.base_path, source.base_hub)
     trust = {"trust_remote_code": options.get("trust_remote_code", False)}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **hub, **trust)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"No tokenizer could be loaded from '{path}': {str(error).strip().splitlines()[0]} "
+            explain_code(path, error)
+            or f"No tokenizer could be loaded from '{path}': {str(error).strip().splitlines()[0]} "
             "A model folder needs its tokenizer files beside config.json."
         ) from error
     if append_eos is None:
