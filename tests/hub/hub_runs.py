@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import ROOT
 from test_trainer import UNSUPERVISED, build_args, build_model
 
+import simcse_trainer
 from simcse_trainer import SimCSETrainer
 
 TOKEN = "hf_writeTokenOfMe0123456789"
@@ -62,7 +62,9 @@ def run_python(code: str, *arguments: str, **environment: str) -> subprocess.Com
     """A snippet in a process of its own, where the client reads the environment anew."""
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")} | environment,
+        env=os.environ
+        | {"PYTHONPATH": str(Path(simcse_trainer.__file__).parents[1])}
+        | environment,
         capture_output=True,
         text=True,
         timeout=120,
