@@ -59,6 +59,7 @@ class CachedStep:
         """
         trainer = self.trainer
         model.train()
+        trainer.use_point_of("train")
         inputs = trainer._prepare_inputs(inputs)
         random_state = RandomState.capture(inputs)
         while True:

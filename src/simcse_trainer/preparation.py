@@ -145,6 +145,28 @@ def check_noise(model: SimCSEModel) -> None:
         )
 
 
+def group_by_length(dataset: Any, args: SimCSETrainingArguments) -> Any:
+    """Add the tokens of each row, by which `train_sampling_strategy group_by_length` groups.
+
+    transformers would take the number of texts in a row for its length.
+
+    Raises:
+        InputError: A stream, of which only the order can be taken.
+    """
+    if args.train_sampling_strategy == "random":
+        return dataset
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"train_sampling_strategy is {args.train_sampling_strategy}, but a stream comes in its "
+            "own order. Leave it out, or pass --streaming false."
+        )
+    column = str(args.length_column_name)
+    if args.train_sampling_strategy != "group_by_length" or column in dataset.column_names:
+        return dataset
+    lengths = [sum(map(len, views)) for views in dataset[INPUT_IDS]]
+    return dataset.add_column(column, lengths)
+
+
 def check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments) -> None:
     """Too few rows for a contrastive loss, or an unknown number of them without `max_steps`."""
     if isinstance(dataset, IterableDataset):
@@ -221,11 +243,6 @@ def check_engine(state: Any, args: SimCSETrainingArguments) -> None:
         raise InputError(
             "fp16 needs an accelerator: on a CPU training would be in float32. Pass --bf16 true, "
             "or leave fp16 out."
-        )
-    if args.dataloader_persistent_workers:
-        raise InputError(
-            "dataloader_persistent_workers would keep random states that no checkpoint holds, so "
-            "that a resumed run trains otherwise. Pass --dataloader_persistent_workers false."
         )
 
 

@@ -42,6 +42,7 @@ from simcse_trainer.preparation import (
     check_size,
     count_views,
     decide_head,
+    group_by_length,
     prepare_stream,
     set_up_augmentation,
     tasks_by_name,
@@ -49,6 +50,12 @@ from simcse_trainer.preparation import (
     warn_of_settings,
 )
 from simcse_trainer.pushing_trainer import PushingTrainer
+from simcse_trainer.refusals import (
+    REFUSED_METHODS,
+    check_arguments,
+    check_options,
+    refuse_method,
+)
 from simcse_trainer.same_run import (
     EVALUATION_IS_DUE,
     STREAM_POSITION,
@@ -102,6 +109,8 @@ class SimCSETrainer(PushingTrainer):
         args = args or SimCSETrainingArguments()
         if not isinstance(args, SimCSETrainingArguments):
             raise InputError(f"args is a {type(args).__name__}; pass SimCSETrainingArguments.")
+        check_options(args)
+        check_arguments(kwargs)
         kwargs["callbacks"] = self.set_up_hub(args, kwargs.get("callbacks"))
         if isinstance(model, str):
             model = SimCSEModel.from_pretrained(
@@ -114,6 +123,7 @@ class SimCSETrainer(PushingTrainer):
             texts = train_dataset
             train_dataset = tokenize_if_text(train_dataset, model, args, preprocessing_num_workers)
             check_size(train_dataset, args)
+            train_dataset = group_by_length(train_dataset, args)
             self.views = count_views(train_dataset)
             if args.should_save:
                 self.examples = take_examples(texts, model)
@@ -148,6 +158,11 @@ class SimCSETrainer(PushingTrainer):
         check_engine(self.accelerator.state, args)
         if train_dataset is not None and not isinstance(train_dataset, Dataset):
             _ = self._run  # read now, in the order of the first pass
+
+    predict, evaluation_loop, prediction_step, get_eval_dataloader, get_test_dataloader = map(
+        refuse_method, list(REFUSED_METHODS)[:5]
+    )
+    hyperparameter_search = refuse_method("hyperparameter_search")
 
     def training_step(
         self,
@@ -225,6 +240,7 @@ class SimCSETrainer(PushingTrainer):
         """
         tasks = tasks_by_name(self.eval_dataset if eval_dataset is None else eval_dataset)
         start = time.time()
+        self._memory_tracker.start()
         found = evaluate_sts(self.encode, tasks)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         pairs = sum(len(task["score"]) for task in tasks.values())
@@ -233,7 +249,18 @@ class SimCSETrainer(PushingTrainer):
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
+        self._memory_tracker.stop_and_update_metrics(metrics)
         return metrics
+
+    def use_point_of(self, mode: str) -> None:
+        """Let a schedule-free optimizer hold the weights it trains at, or those that it is about.
+
+        Args:
+            mode: `train` or `eval`, as its methods are called; other optimizers have none.
+        """
+        change = getattr(self.optimizer, mode, None)
+        if callable(change):
+            change()
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
         """Embed sentences with the model in training, each process a share of them.
@@ -245,6 +272,7 @@ class SimCSETrainer(PushingTrainer):
             [n, D], in every process; see `encoding.encode`.
         """
         args = self.args
+        self.use_point_of("eval")
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         embeddings: Tensor = model.encode(
             sentences,
@@ -257,11 +285,10 @@ class SimCSETrainer(PushingTrainer):
         return embeddings
 
     def _set_signature_columns_if_needed(self) -> None:
-        """The columns that reach the collator: it reads the texts, where it changes them."""
+        """The columns that are kept: of texts for the collator, of lengths for the sampler."""
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        if ANCHOR not in columns:
-            columns.append(ANCHOR)
+        columns += [n for n in (ANCHOR, self.args.length_column_name) if n not in columns]
 
     def _mask(self, input_ids: Tensor) -> dict[str, Tensor]:
         tokenizer: Any = self.processing_class
@@ -280,6 +307,7 @@ class SimCSETrainer(PushingTrainer):
         `Trainer.save_model` (transformers 5.23) calls it in every process, of which only the first
         has the whole state.
         """
+        self.use_point_of("eval")
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)

@@ -28,6 +28,7 @@ ROOMS = [
     "config",
     "interruptions",
     "preparation",
+    "refusals",
     "same_run",
     "cached_step",
     "provenance",

@@ -27,7 +27,7 @@ from simcse_trainer.hub.snapshot import (
     message_of,
     pushes_of,
 )
-from simcse_trainer.hub.uploader import Upload, Uploader, how_to_push
+from simcse_trainer.hub.uploader import Upload, Uploader, push_words
 from simcse_trainer.output_folder import remove_own
 
 logger = logging.getLogger(__name__)
@@ -156,10 +156,11 @@ class HubCheckpointCallback(TrainerCallback):
             logger.info("%s is on the Hub.", self.uploader.repository)
             return True
         logger.warning(
-            "All is safe in %s, but not all of it is on the Hub: %s. %s",
+            "All is safe in %s, but not all of it is on the Hub: %s. Finish with: "
+            "simcse-trainer push %s",
             args.output_dir,
             failure.text,
-            how_to_push(args.output_dir, self.uploader.repository, failure),
+            push_words(args.output_dir, self.uploader.repository, failure),
         )
         settings = replace(self.uploader.settings, name=self.uploader.repository)
         self.uploader = self._uploader(settings)

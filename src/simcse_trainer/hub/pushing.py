@@ -29,7 +29,7 @@ from simcse_trainer.hub.snapshot import (
     read_json,
     read_state,
 )
-from simcse_trainer.hub.uploader import Upload, how_to_push
+from simcse_trainer.hub.uploader import Upload, push_words
 from simcse_trainer.output_folder import remove_own
 
 
@@ -109,7 +109,8 @@ def push(
     except HubFailure as failure:
         advice = "the same command goes on where this one stopped."
         if failure.options:
-            advice = f"{how_to_push(folder, settings.name, failure)}."
+            words = push_words(folder, settings.name, failure)
+            advice = f"to push it: simcse-trainer push {words}."
         elif failure.is_final:
             advice = "Correct that first."
         raise InputError(

@@ -222,7 +222,8 @@ class Uploader:
             then += "; training goes on"
             if self.failure.options:
                 folder = upload.folder.parent.parent
-                then += f". {how_to_push(folder, self.repository, self.failure)}"
+                words = push_words(folder, self.repository, self.failure)
+                then += f". Finish with: simcse-trainer push {words}"
             logger.warning("%s could not be pushed (%s). %s.", upload.name, self.failure.text, then)
             with self._changed:
                 if wait is not None and not self._replaced():
@@ -250,13 +251,13 @@ class Uploader:
             self._changed.notify_all()
 
 
-def how_to_push(folder: Path | str, repository: str, failure: HubFailure) -> str:
-    """Return the command that brings to the Hub what is not there."""
-    command = f"simcse-trainer push {folder} {repository}"
+def push_words(folder: Path | str, repository: str, failure: HubFailure) -> str:
+    """Return what to give `simcse-trainer push` so that it brings to the Hub what is not there."""
+    command = f"{folder} {repository}"
     if not failure.options:
-        return f"Finish with: {command}"
+        return command
     other = "" if "--revision" in failure.options else ", or with --revision NAME to another branch"
-    return f"Finish with: {command} {failure.options}{other}"
+    return f"{command} {failure.options}{other}"
 
 
 def _is_definite(failure: BaseException | None) -> bool:

@@ -95,13 +95,14 @@ def load_model(
     hub = {"revision": revision, "token": token}
     # Then no file that could not be asked for would tell anything else.
     said = pooling_mode is not None and projection_head is not None
-    options["trust_remote_code"] = bool(options.get("trust_remote_code"))
+    trust = {"trust_remote_code": bool(options.pop("trust_remote_code", False))}
     manifest = check_complete(Path(name_or_path))
     source = _find_source(resolve_packaged(name_or_path), base_model, hub, said)
     options["bits"] = _choose_bits(source, load_in_4bit, load_in_8bit)
     projection_head = _check_head(projection_head, source)
-    backbone = _load_backbone(source, pooling_layer=projection_head == "pooler", **options)
-    tokenizer = _load_tokenizer(source, options, prompt, append_eos_token, backbone)
+    by_pooler = projection_head == "pooler"
+    backbone = _load_backbone(source, pooling_layer=by_pooler, **trust, **options)
+    tokenizer = _load_tokenizer(source, trust, prompt, append_eos_token, backbone)
     saved = saved_heads(source.path, {**hub, "assume_absent": said})
     pooling_mode = pooling_mode or default_pooling(source.layout, backbone.config)
     head, decided = load_head(backbone, source.layout, saved, projection_head, pooling_mode)
@@ -112,11 +113,7 @@ def load_model(
         head=head,
         mlp_only_train=decided if mlp_only_train is None else mlp_only_train,
         mlm_head=load_mlm_head(
-            backbone,
-            source.base_path,
-            saved,
-            mlm_head,
-            source.base_hub | {"trust_remote_code": options["trust_remote_code"]},
+            backbone, source.base_path, saved, mlm_head, source.base_hub | trust
         ),
         padding_free=padding_free,
     )
@@ -218,7 +215,7 @@ def _adapt(backbone: Any, source: _Source, lora: LoraConfig | None) -> Any:
 
 def _load_tokenizer(
     source: _Source,
-    options: dict[str, Any],
+    trust: dict[str, bool],
     prompt: str | None,
     append_eos: bool | None,
     backbone: Any,
@@ -229,7 +226,6 @@ def _load_tokenizer(
         find_file(source.path, "tokenizer_config.json", **source.hub) is not None
     )
     path, hub = (source.path, source.hub) if own else (source.base_path, source.base_hub)
-    trust = {"trust_remote_code": options.get("trust_remote_code", False)}
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **hub, **trust)
     except (OSError, ValueError) as error:
