@@ -160,6 +160,8 @@ class SafeTrainer(Trainer):
                 self._on_main(lambda: make_tmp(folder, self.run_id) and None)
                 super().save_model(str(staged), _internal_call=True)
                 self._on_main(lambda: self._move_model(staged, folder))
+            except ForeignFilesError:
+                raise  # which says what is in the way
             except _SAVING_ERRORS as error:
                 last = find_checkpoint(folder) if folder.is_dir() else None
                 raise InputError(
@@ -184,7 +186,9 @@ class SafeTrainer(Trainer):
             # They came while it trained. The model is not given up for them.
             elsewhere = _find_free(folder / f"model-{self.weights_step}")
             replace_files(staged, elsewhere, run=self.run_id, step=self.weights_step)
-            raise ForeignFilesError(f"{error} The model is in {elsewhere} instead.") from None
+            raise ForeignFilesError(
+                f"{error} The model is in {elsewhere} instead. Move the file away to save it there."
+            ) from None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write aside and rename; where that fails, training goes on and the last one stays."""

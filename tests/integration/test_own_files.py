@@ -414,3 +414,14 @@ def test_a_checkpoint_without_the_optimizer_is_not_resumed_from(tmp_path):
     said = refusal(lambda: resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4")))
     assert "save_only_model" in said
     assert resumed.state.global_step == 0
+
+
+def test_a_file_that_came_while_it_trained_is_named_and_the_model_is_beside_it(tmp_path):
+    trainer = start(tmp_path)
+    trainer.train()
+    (tmp_path / "config.json").write_text("mine", encoding="utf-8")
+    said = refusal(trainer.save_model)
+    assert "config.json" in said
+    assert "Free some space" not in said
+    assert (tmp_path / "config.json").read_text(encoding="utf-8") == "mine"
+    assert SimCSEModel.from_pretrained(tmp_path / "model-4").encode(TEXTS).shape == (5, 32)

@@ -95,9 +95,13 @@ def write_index(folder: Path, index: SavedIndex, maker: Maker) -> None:
             "sha256": {name: _sha256(staged / name) for name in (_VECTORS, _SENTENCES)},
         }
         (staged / _HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        replaced = Path(aside) / "replaced"
         if folder.exists():
-            folder.rename(Path(aside) / "replaced")
+            folder.rename(replaced)
         staged.rename(folder)
+        for path in replaced.iterdir() if replaced.is_dir() else ():
+            if path.name not in (_HEADER, _VECTORS, _SENTENCES):  # somebody else's
+                path.rename(folder / path.name)
 
 
 def read_index(folder: Path, maker: Maker) -> SavedIndex:

@@ -302,3 +302,14 @@ def test_faiss_is_only_used_where_asked_for_and_there(tool, monkeypatch):
     tool.build_index(TEXTS)
     assert isinstance(tool.index.vectors, Vectors)
     fails(lambda: tool.build_index(TEXTS, use_faiss=True), "Run: pip install faiss-cpu")
+
+
+@pytest.mark.field("1h")
+def test_other_files_in_the_folder_of_an_index_stay(tool, tmp_path):
+    tool.build_index(["a dog", "a cat"])
+    for _ in range(2):
+        tool.save_index(tmp_path / "index")
+        (tmp_path / "index/notes.md").write_text("mine", encoding="utf-8")
+    tool.save_index(tmp_path / "index")
+    assert (tmp_path / "index/notes.md").is_file()
+    assert not list(tmp_path.glob(".*")), "nothing is left aside"
