@@ -21,7 +21,7 @@ quickstart: $(VENV)/.quickstart
 	$(ALL_CORES) $(BIN)/accelerate launch train_simcse.py configs/quickstart.yaml --overwrite_output_dir true
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --cov=simcse_trainer
+	$(BIN)/python -m pytest --numprocesses 4 --cov=simcse_trainer
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

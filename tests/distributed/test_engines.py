@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 SCRIPT = Path(__file__).with_name("engines.py")
 KINDS = ("full", "lora", "lora and head", "unsupervised head", "mlm")
@@ -18,9 +19,27 @@ CELLS = ("save", "resume", "load_best", "evaluate", "chunks")
 FAMILIES = ("roberta", "xlm-roberta", "modernbert", "qwen3")
 
 
-@functools.cache
-def run(engine: str) -> list[dict]:
-    """How each cell of an engine ended, in both processes: one start for all of them."""
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """How each cell of an engine ended, in both processes: one start for all of them.
+
+    pytest's own processes share what was found, and start one engine at a time.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+
+    @functools.cache
+    def run(engine: str) -> list[dict]:
+        found = shared / f"engine-{engine}.json"
+        with FileLock(shared / "engines.lock"):
+            if not found.exists():
+                found.write_text(json.dumps(start(engine)), encoding="utf-8")
+        return json.loads(found.read_text(encoding="utf-8"))
+
+    return run
+
+
+def start(engine: str) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         process = subprocess.Popen(
@@ -32,7 +51,7 @@ def run(engine: str) -> list[dict]:
             start_new_session=True,
         )
         try:
-            said = process.communicate(timeout=150)[0]
+            said = process.communicate(timeout=280)[0]
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             said = "the processes hang"
@@ -41,55 +60,49 @@ def run(engine: str) -> list[dict]:
         return [json.loads(p.read_text("utf-8")) if p.is_file() else {} for p in paths]
 
 
-def check(engine: str, kind: str, cell: str) -> None:
+def check(run, engine: str, kind: str, cell: str) -> None:
     ended = [found.get(kind, {}).get(cell, "not reached") for found in run(engine)]
     assert ended == ["right", "right"]
 
 
-@pytest.mark.xdist_group("engines")
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_ddp(kind, cell):
-    check("ddp", kind, cell)
+def test_ddp(kind, cell, run):
+    check(run, "ddp", kind, cell)
 
 
 @pytest.mark.field("12a")
-@pytest.mark.xdist_group("engines")
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_fsdp2(kind, cell):
-    check("fsdp2", kind, cell)
+def test_fsdp2(kind, cell, run):
+    check(run, "fsdp2", kind, cell)
 
 
 @pytest.mark.field("12b")
-@pytest.mark.xdist_group("engines")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fsdp2_trains_every_family(family):
-    check("fsdp2", "families", family)
+def test_fsdp2_trains_every_family(family, run):
+    check(run, "fsdp2", "families", family)
 
 
 @pytest.mark.field("13a")
-@pytest.mark.xdist_group("engines")
 @pytest.mark.parametrize("cell", ["accumulated", "saved by epoch", "resumed in the second pass"])
-def test_streams_of_several_files_in_two_processes(cell):
-    check("streams", "streams", cell)
+def test_streams_of_several_files_in_two_processes(cell, run):
+    check(run, "streams", "streams", cell)
 
 
 @pytest.mark.field("14b")
-@pytest.mark.xdist_group("engines")
-def test_processes_with_slow_steps_save_before_they_are_killed():
-    check("streams", "streams", "SIGTERM")
+def test_processes_with_slow_steps_save_before_they_are_killed(run):
+    check(run, "streams", "streams", "SIGTERM")
 
 
-@pytest.mark.xdist_group("engines")
-def test_fsdp2_refuses_checkpointing_that_draws_other_masks():
-    check("fsdp2", "refusals", "activation checkpointing")
+@pytest.mark.field("15e")
+def test_fsdp2_refuses_checkpointing_that_draws_other_masks(run):
+    check(run, "fsdp2", "refusals", "activation checkpointing")
 
 
-@pytest.mark.xdist_group("engines")
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_zero2(kind, cell):
+def test_zero2(kind, cell, run):
     if importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed: it is in the extra `test`, on Linux")
-    check("zero2", kind, cell)
+    check(run, "zero2", kind, cell)

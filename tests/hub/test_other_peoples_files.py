@@ -594,3 +594,15 @@ def test_the_card_on_the_hub_is_of_the_model_beside_it(hub, tmp_path):
     assert f"{scores[step]:.2f}" in card
     metadata = card.split("---")[1]
     assert f"{scores[8]:.2f}" not in metadata.replace(f"{scores[step]:.2f}", "")
+
+
+@pytest.mark.field("22d")
+def test_a_model_that_is_saved_by_several_processes_is_pushed_too(hub, tmp_path):
+    trainer = train(tmp_path / "out", max_steps=2)
+    trainer.hub.waits_at_train_end = False  # with several processes the others would wait too
+    with torch.no_grad():
+        next(trainer.model.parameters()).add_(1.0)
+    trainer.save_model()
+    trainer.hub.finish()
+    there = hub.repos["me/tiny"].files()["model.safetensors"]
+    assert there == (tmp_path / "out/model.safetensors").read_bytes()

@@ -3,13 +3,12 @@
 import json
 import logging
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import run as command
-from conftest import tiny_backbone, tiny_tokenizer
+from conftest import save_tiny, tiny_backbone, tiny_tokenizer
 from datasets import Dataset
 from test_own_files import BEST, refusal
 from test_train import run, train  # noqa: F401
@@ -17,6 +16,7 @@ from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model
 
 from simcse_trainer import SimCSEModel, SimCSETrainer
 from simcse_trainer.hub.escaping import shell_command
+from simcse_trainer.model.adapters import lora_config
 
 CODE = """
 from transformers import BertModel
@@ -125,16 +125,19 @@ def test_an_option_whose_name_holds_token_is_no_secret(word):
 
 
 @pytest.mark.field("22a")
-def test_a_folder_called_checkpoints_holds_a_finished_model(tmp_path, caplog):
-    """`output_dir: checkpoints`, or any name that begins so, is no checkpoint."""
-    for name in ("checkpoint-final", "checkpoints"):
-        folder = tmp_path / name
-        trainer = SimCSETrainer(build_model(mlm=True), build_args(folder, mlm_weight=0.1), TRIPLETS)
-        trainer.train()
-        trainer.save_model()
-        written = {path.name for path in folder.iterdir()}
-        assert "training_heads.safetensors" not in written, name
-        assert "training_run.json" not in written, name
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoint-final", "out"])
+def test_a_folder_called_checkpoints_gets_the_card_of_what_is_in_it(name, tmp_path):
+    base = save_tiny(tmp_path / "base", "bert")
+    model = SimCSEModel.from_pretrained(base, lora=lora_config(r=2), max_seq_length=20)
+    args = build_args(tmp_path / name, lora_save="merged", max_steps=1)
+    trainer = SimCSETrainer(model, args, TRIPLETS)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / name / "model.safetensors").is_file()
+    # AutoModel computes the head as its pooling layer: of a merged model, not of an adapter.
+    assert "pooler_output" in card
 
 
 @pytest.mark.field("22b")
@@ -183,7 +186,8 @@ def test_code_that_came_with_a_checkpoint_is_not_offered_at_the_terminal(
     SimCSETrainer(build_model(), args, TRIPLETS).train()
     checkpoint = tmp_path / "out/checkpoint-2"
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    config["auto_map"] = {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}
+    config |= {"auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.Evil"}}
+    config["model_type"] = "evil"
     text = json.dumps(config)
     size = len((checkpoint / "config.json").read_bytes())
     (checkpoint / "config.json").write_text(text, encoding="utf-8")
@@ -197,7 +201,6 @@ def test_code_that_came_with_a_checkpoint_is_not_offered_at_the_terminal(
     )
     asked = []
     monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
-    monkeypatch.setattr("sys.stdin", sys.__stdin__)
     torch.manual_seed(0)
     resumed = SimCSETrainer(build_model(), build_args(tmp_path / "out", max_steps=4), TRIPLETS)
     try:
