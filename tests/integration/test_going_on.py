@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -204,3 +205,23 @@ def test_processes_share_the_work_of_an_evaluation_and_find_the_same(tmp_path):
     torch.testing.assert_close(sum(shares), whole)
     counts = "".join(map(str, calls)).split("0")[1:]
     assert counts == ["111"] * 3, "each process runs the model as often, and a third of the times"
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "named"),
+    [
+        ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, {}, "load_best_model_at_end"),
+        (
+            {"fsdp_plugin": SimpleNamespace(activation_checkpointing=True)},
+            {"load_best_model_at_end": False},
+            "--activation_checkpointing true",
+        ),
+    ],
+)
+def test_what_an_engine_cannot_do_right_is_refused(state, options, named, tmp_path):
+    from simcse_trainer.preparation import check_engine
+
+    args = build_args(tmp_path, **(BEST | options))
+    assert named in refusal(lambda: check_engine(SimpleNamespace(**state), args))
+    state = {"deepspeed_plugin": SimpleNamespace(zero_stage=2)}
+    assert refusal(lambda: check_engine(SimpleNamespace(**state), args)) == ""

@@ -380,13 +380,13 @@ class StopAtFour(TrainerCallback):
         control.should_training_stop = state.global_step == 4
 
 
+@pytest.mark.field("16a")
 def test_the_card_of_a_run_that_was_moved_is_of_the_model_in_the_folder(tmp_path):
-    first = start(tmp_path / "here", max_steps=8, callbacks=[Worse(), StopAtFour()], **BEST)
-    first.args.load_best_model_at_end = False
-    first.train()
+    start(tmp_path / "here", max_steps=6, callbacks=[Worse(), StopAtFour()], **BEST).train()
     (tmp_path / "here").rename(tmp_path / "there")
-    resumed = start(tmp_path / "there", max_steps=8, callbacks=[Worse()], **BEST)
+    resumed = start(tmp_path / "there", max_steps=6, callbacks=[Worse()], **BEST)
     resumed.train(resume_from_checkpoint=str(tmp_path / "there/checkpoint-4"))
+    assert resumed.state.best_global_step == 2, "the case this test is about"
     finish(resumed, tmp_path / "there")
 
 

@@ -25,7 +25,7 @@ class Plan:
         add: Names of files that are new or other than those on the branch.
         delete: Names that an earlier push of ours has written and this one lacks.
         kept: Texts that somebody else has written, which this push would have replaced.
-        foreign: What else somebody else has added or changed since our last commit.
+        foreign: What else somebody else has added or deleted since our last commit.
         records: What the manifest lists afterwards.
     """
 
@@ -86,7 +86,8 @@ def plan_commit(
         )
     records = {name: record for name, record in local.items() if name not in kept}
     records |= {name: recorded[name] for name in kept if name in recorded}
-    foreign = sorted(others) if known is not None and not is_state else []
+    missing = [f"{name} (deleted)" for name in recorded if name not in remote]
+    foreign = sorted([*others, *missing]) if known is not None and not is_state else []
     return Plan(add, delete, kept, foreign, records)
 
 

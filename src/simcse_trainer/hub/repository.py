@@ -354,7 +354,7 @@ class HubRepository:
         if plan.foreign:
             self.notes.append(
                 f"Somebody else has committed to {where} since the last push: "
-                f"{', '.join(plan.foreign[:5])}. It stays."
+                f"{', '.join(plan.foreign[:5])}. What was added stays."
             )
 
     def _head(self, branch: str) -> str:
