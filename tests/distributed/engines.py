@@ -295,9 +295,9 @@ def check_streams() -> None:
         trainer.train(resume_from_checkpoint=str(ROOT / "whole/checkpoint-9"))
         assert again == whole[9:], f"{len(again)} steps"
 
+    cell("SIGTERM", terminate)
     cell("resumed in the second pass", resumed)
     cell("accumulated", ends("accumulated", gradient_accumulation_steps=2))
-    cell("SIGTERM", terminate)
     cell("saved by epoch", ends("saved by epoch", save_strategy="epoch"))
 
 
