@@ -9,6 +9,7 @@ from typing import Any
 from accelerate.utils import DistributedType
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
+from transformers.training_args import OptimizerNames
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.batching import split_batch
@@ -41,6 +42,11 @@ class CachedStep:
         self.trainer = trainer
         self.adaptive = trainer.args.mini_batch_size == "auto"
         self.chunk: int | None = trainer.args.chunk_size
+        if trainer.args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
+            raise InputError(
+                f"mini_batch_size cannot be used with {trainer.args.optim.value}, which updates "
+                "the weights at each backward pass. Use adamw_torch, or leave mini_batch_size out."
+            )
         if trainer.accelerator.distributed_type == DistributedType.DEEPSPEED:
             raise InputError(
                 "mini_batch_size cannot be used with DeepSpeed, which updates the weights at each "
@@ -58,6 +64,9 @@ class CachedStep:
             The loss, detached, divided by the number of accumulated batches.
         """
         trainer = self.trainer
+        every = trainer.args.torch_empty_cache_steps
+        if every is not None and trainer.state.global_step % every == 0:
+            clear_device_cache()
         model.train()
         trainer.use_point_of("train")
         inputs = trainer._prepare_inputs(inputs)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from conftest import ROOT
 from datasets import Dataset
 from test_own_files import refusal
 from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from simcse_trainer import SimCSEModel, SimCSETrainer
 
@@ -57,6 +58,17 @@ def best_of(trainer, choose) -> bool:
     log = trainer.state.log_history
     found = [one["eval_avg_sts"] for one in log if "eval_avg_sts" in one]
     return trainer.state.best_metric == choose(found)
+
+
+def moved(trainer) -> float:
+    """The largest change of a weight since the start."""
+    start = build_model().state_dict()
+    return max(float((x - start[n]).abs().max()) for n, x in trainer.model.state_dict().items())
+
+
+def checkpointing_of(trainer) -> dict:
+    layer = vars(trainer.model.backbone.encoder.layer[0])
+    return next(x for n, x in layer.items() if n.endswith("checkpointing_func")).keywords
 
 
 def lengths_of_rows(trainer, count: int) -> list[int]:
@@ -110,8 +122,8 @@ EFFECTS = {
         lambda t: t.state.epoch == pytest.approx(0.8),
     ),
     "max_grad_norm": (
-        {"max_grad_norm": 0.0},
-        lambda t: t.state.global_step == 2,
+        {"max_grad_norm": 1e-12, "optim": "sgd", "learning_rate": 1.0},
+        lambda t: moved(t) < 1e-6,
     ),
     "bf16": ({"bf16": True}, lambda t: dtype_seen(t) == torch.bfloat16),
     "activation_checkpointing": (
@@ -123,9 +135,8 @@ EFFECTS = {
             "activation_checkpointing": True,
             "activation_checkpointing_kwargs": {"use_reentrant": True},
         },
-        lambda t: t.model.backbone.is_activation_checkpointing,
+        lambda t: checkpointing_of(t)["use_reentrant"] is True,
     ),
-    "torch_empty_cache_steps": ({"torch_empty_cache_steps": 1}, lambda t: t.state.global_step == 2),
     "logging_strategy": ({"logging_strategy": "no"}, lambda t: not losses(t)),
     "logging_steps": ({"logging_steps": 2}, lambda t: [one["step"] for one in losses(t)] == [2]),
     "logging_first_step": (
@@ -187,7 +198,6 @@ EFFECTS = {
         {"dataloader_num_workers": 1, "dataloader_in_order": False},
         lambda t: not t.get_train_dataloader().base_dataloader.in_order,
     ),
-    "remove_unused_columns": ({"remove_unused_columns": False}, lambda t: t.state.global_step == 2),
     "skip_memory_metrics": (
         EVERY | {"skip_memory_metrics": False},
         lambda t: any("eval_mem_cpu_alloc_delta" in t.evaluate() for _ in [0]),
@@ -202,10 +212,6 @@ EFFECTS = {
                 for ids in view
             ]
         ),
-    ),
-    "restore_callback_states_from_checkpoint": (
-        {"restore_callback_states_from_checkpoint": True},
-        lambda t: t.state.global_step == 2,
     ),
     "accelerator_config": (
         {"accelerator_config": {"use_seedable_sampler": False}},
@@ -261,6 +267,11 @@ _HUB, _HERE = "tests/hub", "tests/integration"
 ELSEWHERE = {
     "output_dir": f"{_HERE}/test_train.py::test_a_run_ends_with_scores_neighbours_and_a_folder",
     "optim_target_modules": f"{_HERE}/test_trainer_table.py::test_target_modules_of_an_optimizer",
+    "torch_empty_cache_steps": f"{_HERE}/test_trainer_table.py::test_a_cache_that_is_emptied",
+    "remove_unused_columns": f"{_HERE}/test_trainer_table.py::test_columns_that_are_not_removed",
+    "restore_callback_states_from_checkpoint": (
+        f"{_HERE}/test_trainer_table.py::test_callbacks_that_are_restored"
+    ),
     "fp16": f"{_HERE}/test_one_fact.py::test_half_precision_that_a_cpu_does_not_have_is_refused",
     "gradient_checkpointing": (
         f"{_HERE}/test_grad_cache.py::test_gradient_checkpointing_draws_the_same_masks"
@@ -379,7 +390,7 @@ CALLS = {
     "set_initial_training_values": lambda t: (
         t.set_initial_training_values(t.args, t.get_train_dataloader())[-1] == 2
     ),
-    "store_flos": lambda t: t.store_flos() is None,
+    "store_flos": lambda t: t.store_flos() is None and t.current_flos == 0,
     "train": lambda t: t.train().global_step == 2,
     "training_step": lambda t: t.training_step(t.model, batch_of(t)) > 0,
     "end": lambda t: callable(t.end),
@@ -631,3 +642,51 @@ def test_target_modules_of_an_optimizer(tmp_path):
     trainer = SimCSETrainer(build_model(), args, TRIPLETS)
     with pytest.raises(ImportError, match="galore"):
         trainer.train()
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_a_cache_that_is_emptied(chunk, tmp_path, monkeypatch):
+    from simcse_trainer import cached_step
+
+    calls = []
+    for module in (cached_step, transformers.trainer):
+        monkeypatch.setattr(module, "clear_device_cache", lambda *_, **__: calls.append(1))
+    started(tmp_path, max_steps=4, mini_batch_size=chunk)
+    before = len(calls)
+    calls.clear()
+    started(tmp_path, max_steps=4, mini_batch_size=chunk, torch_empty_cache_steps=2)
+    assert len(calls) == before + 2
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_columns_that_are_not_removed(removed, tmp_path):
+    tokenized = SimCSETrainer(build_model(), build_args(tmp_path), TRIPLETS).train_dataset
+    data = tokenized.add_column("extra", [0] * len(tokenized))
+    args = build_args(tmp_path, remove_unused_columns=removed, max_steps=1)
+    trainer = SimCSETrainer(build_model(), args, data)
+    assert ("extra" in trainer.get_train_dataloader().dataset.column_names) is not removed
+    assert trainer.train().global_step == 1
+
+
+@pytest.mark.parametrize("restored", [True, False])
+def test_callbacks_that_are_restored(restored, tmp_path):
+    def run(patience: int, steps: int, **options) -> EarlyStoppingCallback:
+        best = {"load_best_model_at_end": True, "metric_for_best_model": "avg_sts"}
+        args = build_args(tmp_path, **STEPS, **EVERY, **best, max_steps=steps, **options)
+        data = {"stsb": Dataset.from_dict(PAIRS)}
+        callbacks = [EarlyStoppingCallback(early_stopping_patience=patience)]
+        trainer = SimCSETrainer(build_model(), args, TRIPLETS, data, callbacks=callbacks)
+        trainer.train(resume_from_checkpoint=steps > 2)
+        kept = trainer.callback_handler.callbacks
+        return next(one for one in kept if isinstance(one, EarlyStoppingCallback))
+
+    run(7, 2)
+    found = run(9, 3, restore_callback_states_from_checkpoint=restored)
+    assert found.early_stopping_patience == (7 if restored else 9)
+
+
+@pytest.mark.parametrize("name", ["lomo", "adalomo"])
+def test_optimizers_that_update_at_each_backward_pass_are_refused_with_chunks(name, tmp_path):
+    args = build_args(tmp_path, optim=name, mini_batch_size=3)
+    said = refusal(lambda: SimCSETrainer(build_model(), args, TRIPLETS))
+    assert said.startswith(f"mini_batch_size cannot be used with {name}")
