@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.data.augmentation import DEFAULT_RATE, DISCRETE, DiscreteAugmentation
 from simcse_trainer.data.collator import SimCSECollator
-from simcse_trainer.data.loading import prepare_dataset
+from simcse_trainer.data.loading import check_format, prepare_dataset
 from simcse_trainer.data.pairs import check_scored_pairs
 from simcse_trainer.data.streams import WholeStream
 from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
@@ -23,8 +23,11 @@ from simcse_trainer.model.adapters import has_adapter, has_adapter_dropout
 from simcse_trainer.model.batching import build_batch
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.saving import choose_lora_save
+from simcse_trainer.model.tokenizer import count_word_embeddings
 
 logger = logging.getLogger(__name__)
+
+_MOST_IDS = 2**31
 
 
 def tokenize_if_text(
@@ -39,6 +42,7 @@ def tokenize_if_text(
             f"train_dataset is a {type(dataset).__name__}; expected a datasets.Dataset, such as "
             "Dataset.from_dict({'sent0': texts})."
         )
+    check_format(dataset, source="train_dataset")
     if INPUT_IDS in (dataset.column_names or next(iter(dataset), {})):
         _check_tokenized(dataset, model)
         if args.augmentation in DISCRETE:
@@ -54,6 +58,7 @@ def tokenize_if_text(
             prepare_dataset(dataset),
             model.tokenizer,
             max_seq_length=model.max_seq_length,
+            vocab_size=count_word_embeddings(model.backbone),
             num_proc=num_proc,
             keep_texts=args.augmentation in DISCRETE,
         )
@@ -63,17 +68,24 @@ def _check_tokenized(dataset: Dataset | IterableDataset, model: SimCSEModel) -> 
     """`input_ids` are lists of token id lists, as many in every row, none empty or too long."""
     if isinstance(dataset, IterableDataset):
         return
-    rows = dataset.data.column(INPUT_IDS)
+    # Formatted, for the rows of a filtered data set; what it has left out is still stored.
+    batches = dataset.select_columns([INPUT_IDS]).with_format("arrow").iter(10_000)
+    columns = [batch.column(INPUT_IDS) for batch in batches]
+    if not columns:
+        return
+    rows = pa.chunked_array([chunk for column in columns for chunk in column.chunks])
     if not (pa.types.is_list(rows.type) and pa.types.is_list(rows.type.value_type)):
         raise InputError(
             f"train_dataset: column '{INPUT_IDS}' holds {rows.type}; expected a list of token id "
             "lists in every row: [[ids of the anchor], [ids of the positive], ...]."
         )
-    views = pc.list_value_length(rows)
-    lengths = pc.list_value_length(pc.list_flatten(rows))
+    views, texts = pc.list_value_length(rows), pc.list_flatten(rows)
+    lengths, ids = pc.list_value_length(texts), pc.list_flatten(texts)
+    most_id = (count_word_embeddings(model.backbone) or _MOST_IDS) - 1
     for found, least, most, what in (
         (views, views[0].as_py(), views[0].as_py(), "texts"),
         (lengths, 1, model.max_seq_length, "tokens in a text"),
+        (ids, 0, most_id, "as token ids"),
     ):
         low, high = pc.min(found).as_py(), pc.max(found).as_py()
         if low < least or high > most:
@@ -332,6 +344,8 @@ def build_collator(model: SimCSEModel, args: SimCSETrainingArguments) -> SimCSEC
         model.pad_token_id,
         model.padding_free,
         grouped=args.device.type == "cpu",
+        max_seq_length=model.max_seq_length,
+        vocab_size=count_word_embeddings(model.backbone),
         augmentation=augmentation,
     )
 

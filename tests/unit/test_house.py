@@ -13,6 +13,7 @@ ROOMS = [
     "version",
     "errors",
     "files",
+    "tensor_files",
     "manifest",
     "output_folder",
     "run_lock",

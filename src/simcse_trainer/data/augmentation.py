@@ -12,7 +12,7 @@ from hashlib import blake2b
 from random import Random
 from typing import TYPE_CHECKING
 
-from simcse_trainer.data.tokenization import tokenize_texts
+from simcse_trainer.model.tokenizer import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,4 +96,4 @@ class DiscreteAugmentation:
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """One list of token ids per text, never empty."""
         changed = augment(texts, self.kind, self.rate, seed=self.seed)
-        return tokenize_texts(changed, self.tokenizer, self.max_seq_length)
+        return tokenize(self.tokenizer, changed, self.max_seq_length)

@@ -12,6 +12,7 @@ import torch
 
 from simcse_trainer.data.schema import ANCHOR
 from simcse_trainer.data.tokenization import INPUT_IDS
+from simcse_trainer.errors import InputError
 from simcse_trainer.model.batching import build_batch
 
 
@@ -26,6 +27,8 @@ class SimCSECollator:
         pad_token_id: Fills padded batches.
         padding_free: Pack the batch instead of padding it.
         grouped: Pack it for a CPU that trains; see `build_batch`.
+        max_seq_length: A text of more tokens is refused; None: not looked at.
+        vocab_size: So is a token id of this or above, which has no embedding.
         augmentation: From the texts of a batch to token ids of changed copies, such as a
             `DiscreteAugmentation`.
     """
@@ -33,6 +36,8 @@ class SimCSECollator:
     pad_token_id: int
     padding_free: bool = True
     grouped: bool = False
+    max_seq_length: int | None = None
+    vocab_size: int | None = None
     augmentation: Callable[[Sequence[str]], list[list[int]]] | None = None
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -41,6 +46,9 @@ class SimCSECollator:
         Args:
             examples: Each with `input_ids`: V lists of token ids, or one for unsupervised SimCSE;
                 for augmentation also the text `sent0`.
+
+        Raises:
+            InputError: Token ids that no check has seen, as those of a stream, do not fit.
 
         Returns:
             What `build_batch` makes of the V * B sentences, and `text_ids` [V, B]: equal
@@ -51,6 +59,7 @@ class SimCSECollator:
             views.append(tuple(self.augmentation([example[ANCHOR] for example in examples])))
         elif len(views) == 1:
             views *= 2
+        self._check(views)
         identities = [[_identify(ids) for ids in view] for view in views]
         batch = build_batch(
             [ids for view in views for ids in view],
@@ -59,6 +68,21 @@ class SimCSECollator:
             grouped=self.grouped,
         )
         return {**batch, "text_ids": torch.tensor(identities)}
+
+    def _check(self, views: Sequence[Sequence[Sequence[int]]]) -> None:
+        lengths = [len(ids) for view in views for ids in view]
+        most = self.max_seq_length or max(lengths)
+        if min(lengths) < 1 or max(lengths) > most:
+            raise InputError(
+                f"train_dataset: a row of '{INPUT_IDS}' has {min(lengths)} to {max(lengths)} "
+                f"tokens in a text; expected 1 to {most}."
+            )
+        highest = max(max(ids) for view in views for ids in view)
+        if self.vocab_size is not None and highest >= self.vocab_size:
+            raise InputError(
+                f"train_dataset: a row of '{INPUT_IDS}' has the token id {highest}; expected 0 to "
+                f"{self.vocab_size - 1}: the model has no other word embeddings."
+            )
 
 
 def _identify(ids: Sequence[int]) -> int:

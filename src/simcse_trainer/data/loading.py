@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from simcse_trainer.data import nli, readers, schema
 from simcse_trainer.data.hub import download_files, load_hub_dataset
 from simcse_trainer.errors import InputError
+from simcse_trainer.tensor_files import hash_file
 from simcse_trainer.version import __version__
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Path, size, modification time and our version: with any of them the rows may change.
-_File = tuple[str, int, int, str]
+# Path, SHA-256 of the content, and our version: with any of them the rows may change.
+_File = tuple[str, str, str]
 
 
 def load_training_data(
@@ -97,6 +98,7 @@ def prepare_dataset(
         )
     if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
         raise InputError(f"{source} is {schema.describe(dataset)}, expected a datasets.Dataset.")
+    check_format(dataset, source=source)
     names = dataset.column_names or list(next(iter(dataset), {}))
     mapping = schema.resolve_text_columns(names, columns, source=source)
     _check_types(dataset.features or {}, mapping, source)
@@ -116,6 +118,16 @@ def prepare_dataset(
     if dataset.features != features:
         dataset = dataset.cast(features)
     return schema.settle_problems(dataset, problems, drop=drop_invalid_rows, source=source)
+
+
+def check_format(dataset: Any, *, source: str) -> None:
+    """Raise InputError for a data set that makes other rows of what it holds when it is read."""
+    if (getattr(dataset, "format", None) or {}).get("type") == "custom":
+        raise InputError(
+            f"{source} has a transform (with_transform or set_transform), but rows are checked and "
+            "tokenized as they are stored, without it. Apply it first: "
+            "dataset.with_format(None).map(transform, batched=True)."
+        )
 
 
 def _check_types(features: Mapping[str, Any], mapping: Mapping[str, str], source: str) -> None:
@@ -165,6 +177,7 @@ def _load_files(
 def _convert_to_triplets(
     dataset: Dataset, columns: Sequence[str] | None, drop: bool, cache_dir: str | None, source: str
 ) -> Dataset:
+    check_format(dataset, source=source)
     mapping = nli.resolve_nli_columns(dataset.column_names, columns, source=source)
     options = {"dataset": dataset, "columns": mapping, "source": source}
     built = _build(nli.dataset_triplets, nli.TRIPLET_COLUMNS, cache_dir, **options)
@@ -175,7 +188,7 @@ def _stream_files(files: list[Path], columns: Sequence[str] | None, drop: bool) 
     from datasets import IterableDataset
 
     mapping = _resolve_files(files, columns)
-    kwargs = {"files": [_identify(file) for file in files], "columns": mapping, "drop": drop}
+    kwargs = {"files": [str(file) for file in files], "columns": mapping, "drop": drop}
     return IterableDataset.from_generator(
         _stream_rows, features=_string_features(mapping), gen_kwargs=kwargs
     )
@@ -211,8 +224,8 @@ def _common_columns(files: list[Path], wanted: Sequence[str] | None) -> list[str
 
 
 def _identify(file: Path) -> _File:
-    stat = file.stat()
-    return str(file), stat.st_size, stat.st_mtime_ns, __version__
+    # Not by size and time: an archive, or another project, may hold other rows of the same ones.
+    return str(file), hash_file(file), __version__
 
 
 def _check_rows(
@@ -239,9 +252,9 @@ def _generate_rows(
 
 
 def _stream_rows(
-    files: list[_File], columns: Mapping[str, str], drop: bool
+    files: list[str], columns: Mapping[str, str], drop: bool
 ) -> Iterator[dict[str, str]]:
-    for path, *_ in files:
+    for path in files:
         count, problems = 0, 0
         first = ""
         for texts, problem in _check_rows(path, columns):

@@ -117,7 +117,7 @@ def resolve_nli_columns(
 
 
 def file_triplets(
-    files: Iterable[tuple[str, int, int, str]], columns: Mapping[str, str]
+    files: Iterable[tuple[str, str, str]], columns: Mapping[str, str]
 ) -> Iterator[dict[str, str | None]]:
     """Triplets of all files together, then a row with a `problem` for each bad row."""
     rows = (

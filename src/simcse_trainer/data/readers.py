@@ -11,6 +11,7 @@ import json
 import logging
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +28,16 @@ logger = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 100
 
+# Beyond this a quote is taken for one that is never closed; csv's own limit is 131,072 characters.
+MOST_CHARACTERS = 2**27
+
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+# A line of tab-separated cells, of which some are quoted as in csv, and one whose quote is open.
+_CELL = rb'(?:"(?:[^"]|"")*"|[^"\t]*)'
+_QUOTED = re.compile(rb"%b(?:\t%b)*" % (_CELL, _CELL))
+_OPEN = re.compile(rb'(?:%b\t)*"(?:[^"]|"")*' % _CELL)
+_DOUBLED = re.compile(rb'(?:^|\t)"(?:[^"]|"")*""(?:[^"]|"")*"(?:\t|$)')
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class Row:
     problem: str | None = None
 
 
+# Line at which a record starts, its cells, none of a blank line, and what is wrong with it.
+_Record = tuple[int, list[str], "str | None"]
 # Column names, and rows, None standing for a blank line.
 Table = tuple[Sequence[str], Iterator["Row | None"]]
 
@@ -144,14 +156,17 @@ def find_files(pattern: str) -> list[Path]:
 @contextmanager
 def open_table(path: Path) -> Iterator[Table]:
     """Names of the columns, and rows; a file of unknown kind has a text a line."""
-    opener = _COMPRESSIONS.get(path.suffix.lower(), partial(open, mode="rb"))
     try:
-        with opener(path) as file:
+        with _open(path) as file:
             yield _READERS.get(file_format(path), read_txt)(file, str(path))
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         compressed = path.suffix.lower() in _COMPRESSIONS
         cause = "the compressed file is truncated or corrupt" if compressed else "it cannot be read"
         raise InputError(f"{path}: {cause} ({error}). Write or download it again.") from None
+
+
+def _open(path: Path) -> Any:
+    return _COMPRESSIONS.get(path.suffix.lower(), partial(open, mode="rb"))(path)
 
 
 def _open_zstd(path: Path) -> IO[bytes]:
@@ -161,12 +176,16 @@ def _open_zstd(path: Path) -> IO[bytes]:
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
 
+def _split_lines(file: IO[bytes]) -> Iterator[bytes]:
+    # bytes.splitlines knows \n, \r\n and \r; str.splitlines would also cut at U+2028.
+    return (part for line in file for part in line.splitlines(keepends=True))
+
+
 class _Lines(Iterator[str]):
     """UTF-8 lines with their ends, decoded one by one so that an error knows its line."""
 
     def __init__(self, file: IO[bytes], source: str) -> None:
-        # bytes.splitlines knows \n, \r\n and \r; str.splitlines would also cut at U+2028.
-        self._lines = (part for line in file for part in line.splitlines(keepends=True))
+        self._lines = _split_lines(file)
         self._source = source
         self._problem: str | None = None
         self.number = 0
@@ -209,8 +228,20 @@ def read_txt(file: IO[bytes], source: str) -> Table:
     return ["text"], rows
 
 
-def _read_csv(file: IO[bytes], source: str, *, delimiter: str, others: str) -> Table:
-    records = _split_records(_Lines(file, source), delimiter, source)
+def _read_csv(file: IO[bytes], source: str) -> Table:
+    return _read_records(_split_records(_Lines(file, source), ",", source), source, ",")
+
+
+def _read_tsv(file: IO[bytes], source: str) -> Table:
+    """Records of one line each where nothing is quoted, as most such files are; else as in csv."""
+    with _open(Path(source)) as again:
+        quoted = _is_quoted(again, source)
+    lines = _Lines(file, source)
+    records = _split_records(lines, "\t", source) if quoted else _split_at_tabs(lines)
+    return _read_records(records, source, "\t")
+
+
+def _read_records(records: Iterator[_Record], source: str, delimiter: str) -> Table:
     number, header, problem = next((r for r in records if r[2] or any(r[1])), (1, [], None))
     if problem:
         raise InputError(f"{source} row {number} (the header): {problem}. Fix the header.")
@@ -219,12 +250,59 @@ def _read_csv(file: IO[bytes], source: str, *, delimiter: str, others: str) -> T
     repeated = {name for name in header if name and header.count(name) > 1}
     if repeated:
         raise InputError(f"{source}: the header names {quote_names(repeated)} twice. Rename one.")
-    if len(header) == 1 and set(header[0]) & set(others):
+    if len(header) == 1 and set(header[0]) & set(",;\t".replace(delimiter, "")):
         raise InputError(
             f"{source}: the header is {header[0]!r}, one column. Expected columns separated by "
             f"{delimiter!r} and a header of column names: .csv for ',' and .tsv for tabs."
         )
     return header, (_csv_row(header, *record) for record in records)
+
+
+def _is_quoted(file: IO[bytes], source: str) -> bool:
+    """Whether tab-separated cells are quoted as in csv, rather than quotes part of the texts.
+
+    Writers of csv quote a cell that holds a tab, a line end or a quote, and double the quotes
+    within. A lone quote says that nothing is quoted, also where another one some lines further
+    would make one cell of all that stands between them, tabs included.
+
+    Raises:
+        InputError: Some rows say the one and some the other, or nothing tells.
+    """
+    width: int | None = None
+    record, start = bytearray(), 0
+    quoted = plain = spans = swallows = 0  # rows that say so
+    for number, line in enumerate(_split_lines(file), 1):
+        if b'"' not in line and (record or width is not None or not line.strip()):
+            record += line if record else b""
+            continue
+        start = start if record else number
+        record += line
+        body, is_header = record.rstrip(b"\r\n"), width is None
+        tabs = body.count(b"\t")
+        width = tabs if width is None else width
+        if _OPEN.fullmatch(body):
+            continue
+        if not _QUOTED.fullmatch(body):
+            plain = plain or start
+        elif number > start and tabs > width > 0:
+            swallows = swallows or start
+        else:
+            spans = spans or (start if number > start else 0)
+            doubled = _DOUBLED.search(body) is not None
+            if doubled or (is_header and b'"' in body) or tabs > width:
+                quoted = quoted or start
+        record = bytearray()
+    plain = plain or (start if record else 0) or (0 if quoted else swallows)
+    if width:
+        quoted = quoted or spans
+    if (quoted and plain) or (spans and not quoted and not plain):
+        other = f"row {plain} has a quote that belongs to its text" if plain else "no other does"
+        raise InputError(
+            f"{source}: row {quoted or spans} quotes a cell as csv files do, and {other}. Quote "
+            'every such cell and double the quotes within (""), or quote none and take line ends '
+            "and tabs out of the texts."
+        )
+    return bool(quoted)
 
 
 def _csv_row(header: list[str], number: int, cells: list[str], problem: str | None) -> Row | None:
@@ -237,9 +315,8 @@ def _csv_row(header: list[str], number: int, cells: list[str], problem: str | No
     return Row(number, {}, problem)
 
 
-def _split_records(
-    lines: _Lines, delimiter: str, source: str
-) -> Iterator[tuple[int, list[str], str | None]]:
+def _split_records(lines: _Lines, delimiter: str, source: str) -> Iterator[_Record]:
+    csv.field_size_limit(MOST_CHARACTERS)  # of the process: texts may be long
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         start = lines.number + 1
@@ -248,10 +325,10 @@ def _split_records(
         except StopIteration:
             return
         except csv.Error as error:
-            too_long = "field limit" in str(error) and lines.number > start
-            if too_long or lines.at_end:
+            if lines.at_end or "field limit" in str(error):
                 raise InputError(
-                    f"{source} row {start}: a quote that opens in this row is not closed. Close "
+                    f"{source} row {start}: a quote that opens in this row is not closed"
+                    f"{'' if lines.at_end else f' within {MOST_CHARACTERS:,} characters'}. Close "
                     'it, or double it (") where it belongs to the text.'
                 ) from None
             lines.take_problem()
@@ -260,6 +337,13 @@ def _split_records(
         # A line of spaces is a blank line, one of tabs in a tsv or of '" "' has cells.
         blank = len(cells) == 1 and not lines.last.strip()
         yield start, [] if blank else cells, lines.take_problem()
+
+
+def _split_at_tabs(lines: _Lines) -> Iterator[_Record]:
+    for line in lines:
+        body = line.rstrip("\r\n")
+        blank = "\t" not in body and not body.strip()
+        yield lines.number, [] if blank else body.split("\t"), lines.take_problem()
 
 
 def _read_json(file: IO[bytes], source: str) -> Table:
@@ -334,8 +418,8 @@ def _parquet_rows(table: Any, source: str) -> Iterator[Row]:
 
 _READERS: dict[str, Callable[[IO[bytes], str], Table]] = {
     ".txt": read_txt,
-    ".csv": partial(_read_csv, delimiter=",", others=";\t"),
-    ".tsv": partial(_read_csv, delimiter="\t", others=",;"),
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,

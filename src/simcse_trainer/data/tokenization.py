@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from simcse_trainer.model.tokenizer import tokenize
+
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
     from transformers import PreTrainedTokenizerBase
@@ -17,15 +19,19 @@ def tokenize_dataset(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_seq_length: int,
+    vocab_size: int | None = None,
     num_proc: int | None = None,
     keep_texts: bool = False,
 ) -> Dataset | IterableDataset:
     """Replace the text columns of each row by `input_ids`, one list of token ids per column.
 
+    Raises InputError for a token that the model has no embedding for.
+
     Args:
         dataset: Canonical text columns, as `prepare_dataset` gives them, in view order.
         tokenizer: Fast tokenizers use all cores by themselves.
         max_seq_length: Longer texts are cut, in tokens, special ones included.
+        vocab_size: How many token ids the model has an embedding for.
         num_proc: Processes; more than one is for slow tokenizers.
         keep_texts: Leave the text columns beside `input_ids`, for augmentation.
     """
@@ -43,6 +49,7 @@ def tokenize_dataset(
         fn_kwargs={
             "tokenizer": tokenizer,
             "max_seq_length": max_seq_length,
+            "vocab_size": vocab_size,
             "columns": list(dataset.column_names),
         },
         remove_columns=[] if keep_texts else list(dataset.column_names),
@@ -50,23 +57,15 @@ def tokenize_dataset(
     )
 
 
-def tokenize_texts(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_seq_length: int
-) -> list[list[int]]:
-    """Token ids of each text, special ones included, cut to `max_seq_length`, never empty."""
-    ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_seq_length)[
-        "input_ids"
-    ]
-    # Some tokenizers give no token for a text of characters they drop.
-    filler = [tokenizer.pad_token_id or 0]
-    return [row or filler for row in ids]
-
-
 def _tokenize_rows(
     rows: Mapping[str, list[str]],
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
+    vocab_size: int | None,
     columns: Sequence[str],
 ) -> dict[str, list[list[list[int]]]]:
-    views = [tokenize_texts(rows[column], tokenizer, max_seq_length) for column in columns]
+    views = [
+        tokenize(tokenizer, rows[column], max_seq_length, vocab_size=vocab_size)
+        for column in columns
+    ]
     return {INPUT_IDS: [list(row) for row in zip(*views, strict=True)]}

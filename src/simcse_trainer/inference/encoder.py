@@ -19,6 +19,7 @@ from simcse_trainer.model.layout import read_layout
 from simcse_trainer.model.loading import choose_max_length
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.packaged import resolve_packaged
+from simcse_trainer.model.tokenizer import check_texts
 
 # The original's poolers: a pooling mode, and what follows it.
 _POOLERS = {
@@ -143,7 +144,8 @@ class Encoder:
             raise InputError(f"batch_size is {batch_size}; expected 1 or more.")
         numbered = enumerate(sentences)
         while block := list(islice(numbered, _BLOCK_SENTENCES)):
-            texts = [_check_text(number, text) for number, text in block]
+            texts = [text for _, text in block]
+            check_texts(texts, start=block[0][0])
             found = self._embed(texts, device, batch_size, max_length)[:, : self.truncate_dim]
             yield texts, normalize(found, dim=1) if normalize_to_unit else found
 
@@ -224,19 +226,3 @@ def _check_device(device: str | torch.device) -> torch.device:
             "Use one such as cpu, cuda or cuda:1."
         ) from error
     return found
-
-
-def _check_text(number: int, text: Any) -> str:
-    if not isinstance(text, str):
-        raise InputError(
-            f"Sentence {number} is {type(text).__name__}, expected a text. Give a str or a list "
-            "of str."
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"Sentence {number} holds U+{ord(text[error.start]):04X} at position {error.start}, "
-            "half of a character. Decode it as UTF-8, or take it out."
-        ) from None
-    return text

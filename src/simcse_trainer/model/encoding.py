@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.batching import build_batch
+from simcse_trainer.model.tokenizer import check_texts, count_word_embeddings
+from simcse_trainer.model.tokenizer import tokenize as _tokenize
 
 if TYPE_CHECKING:
     from simcse_trainer.model.modeling import SimCSEModel
@@ -49,10 +51,13 @@ def encode(
         normalised.
 
     Raises:
-        InputError: The model has no tokenizer.
+        InputError: The model has no tokenizer, something that is no text, or an embedding that is
+            not finite.
     """
     if isinstance(sentences, str):
         return encode(model, [sentences])[0]
+    sentences = list(sentences)  # a pandas Series, an array, what a generator gives
+    check_texts(sentences)
     token_ids = tokenize(model, sentences)
     order = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
     was_training = model.training
@@ -98,12 +103,12 @@ def _cut(lengths: Sequence[int], sentences: int, tokens: int) -> list[slice]:
 
 
 def tokenize(model: SimCSEModel, sentences: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, cut to the model's length, never empty."""
+    """Token ids of each text, cut to the model's length; see `tokenizer.tokenize`."""
     if model.tokenizer is None:
         raise InputError("This model has no tokenizer; pass one: SimCSEModel(backbone, tokenizer).")
-    if not sentences:
-        return []
-    ids: list[list[int]] = model.tokenizer(
-        list(sentences), truncation=True, max_length=model.max_seq_length
-    )["input_ids"]
-    return [row or [model.pad_token_id] for row in ids]
+    return _tokenize(
+        model.tokenizer,
+        sentences,
+        model.max_seq_length,
+        vocab_size=count_word_embeddings(model.backbone),
+    )

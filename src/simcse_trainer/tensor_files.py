@@ -1,0 +1,97 @@
+"""Files of tensors, as they are on disk: downloaded, readable, finite. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from simcse_trainer.errors import InputError
+
+_POINTER = b"version https://git-lfs"
+# Of floating-point numbers in safetensors: the integer of their size, and the bits of the exponent,
+# which are all set where the number is infinite or NaN (IEEE 754).
+_EXPONENTS = {
+    "F64": ("<u8", 0x7FF0000000000000),
+    "F32": ("<u4", 0x7F800000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+}
+_CHUNK = 2**24
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of what a file holds, hexadecimal."""
+    digest = sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_downloaded(path: Path) -> None:
+    """Raise InputError where a file is a Git LFS pointer instead of what it points to."""
+    with open(path, "rb") as file:
+        start = file.read(len(_POINTER))
+    if start == _POINTER:
+        raise InputError(
+            f"{path} is a Git LFS pointer, not the file itself. Run `git lfs pull` in its folder, "
+            "or download the model with `hf download`."
+        )
+
+
+def explain_torn(path: Path, error: Exception) -> InputError:
+    """Return what to say of a file of tensors that cannot be read."""
+    reason = " ".join(str(error).split())
+    return InputError(
+        f"{path} is incomplete or damaged ({path.stat().st_size:,} bytes: {reason}). Download or "
+        "save it again."
+    )
+
+
+def find_not_finite(path: Path) -> tuple[str, str] | None:
+    """Look for NaN and infinity in a file of safetensors.
+
+    Returns:
+        Name and type (such as `F16`) of the first tensor that holds one, or None.
+
+    Raises:
+        InputError: A pointer, or a damaged file.
+    """
+    check_downloaded(path)
+    for name, kind, numbers in _read(path):
+        if kind not in _EXPONENTS:
+            continue
+        width, bits = _EXPONENTS[kind]
+        integers = numbers.view(width)
+        for start in range(0, len(integers), _CHUNK):
+            if ((integers[start : start + _CHUNK] & bits) == bits).any():
+                return name, kind
+    return None
+
+
+def _read(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Name, type and bytes of each tensor."""
+    size = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if 8 + length > size:
+                raise ValueError("its header is cut")
+            header = json.loads(file.read(length))
+        tensors = {name: said for name, said in header.items() if name != "__metadata__"}
+        ends = [said["data_offsets"][1] for said in tensors.values()]
+        if 8 + length + max(ends, default=0) > size:
+            raise ValueError("its tensors are cut")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise explain_torn(path, error) from None
+    if not max(ends, default=0):
+        return
+    body = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
+    for name, said in tensors.items():
+        start, end = said["data_offsets"]
+        yield name, said["dtype"], body[start:end]
