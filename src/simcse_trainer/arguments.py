@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
+_SCORED_SCHEDULES = ("reduce_lr_on_plateau", "greedy")
+
+
 def _option(default: Any, text: str, **metadata: Any) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": text, **metadata})
@@ -34,6 +37,9 @@ class ModelArguments:
     model_name_or_path: str = _option(
         "bert-base-uncased",
         "Backbone or trained model: a folder, a name on the Hub, or an installed model package.",
+    )
+    base_model: str | None = _option(
+        None, "The base model of an adapter, where it is not where it was: a folder, or a name."
     )
     model_revision: str | None = _option(None, "Branch, tag or commit of the Hub model.")
     pooling_mode: str | None = _option(
@@ -53,6 +59,11 @@ class ModelArguments:
         None,
         "Use the projection head in training only. Default: true for unsupervised data (one "
         "column), false for supervised, as in the paper.",
+    )
+    normalize_embeddings: bool | None = _option(
+        None,
+        "Give embeddings the length 1, as the last module of the folder. Default: as the folder "
+        "says; a plain backbone then not, so that AutoModel and pooling give the same embedding.",
     )
     max_seq_length: int | None = _option(
         None,
@@ -79,6 +90,11 @@ class ModelArguments:
         None,
         "Dropout of the attention weights in training. Default: what the folder's configuration "
         "says, for most decoders none, and unsupervised training needs some.",
+    )
+    attn_implementation: str | None = _option(
+        None,
+        "How padded batches compute attention, such as sdpa or eager. Default: what the folder's "
+        "configuration says.",
     )
     dtype: str | None = _option(
         None,
@@ -252,6 +268,11 @@ class SimCSETrainingArguments(TrainingArguments):
         "Sentences per forward pass (GradCache): memory follows this, not the batch, at the price "
         "of a second forward pass. A number, or auto: halved when memory runs out (one process).",
     )
+    use_cpu_kernels: bool = _option(
+        True,
+        "On a CPU compute linear layers, dropout and attention by faster code of our own; not with "
+        "torch_compile, which cannot see into it.",
+    )
     mlm_weight: float = _option(
         0.0, "Weight of the auxiliary masked-language-model loss; the paper's is 0.1, 0 is off."
     )
@@ -325,9 +346,23 @@ class SimCSETrainingArguments(TrainingArguments):
             check_language(code)
         if self.license is not None:
             check_license(self.license)
-        if self.load_best_model_at_end and self.metric_for_best_model is None:
+        if self.uses_scores and self.metric_for_best_model is None:
             self.metric_for_best_model = "avg_sts"
         super().__post_init__()
+        if self.lr_scheduler_type in _SCORED_SCHEDULES:
+            # The Trainer leaves it at "min": more of a correlation would count as worse.
+            mode = "max" if self.greater_is_better else "min"
+            given: Any = self.lr_scheduler_kwargs or {}
+            self.lr_scheduler_kwargs = {"mode": mode, **given}
+
+    @property
+    def uses_scores(self) -> bool:
+        """Whether training needs a metric of the evaluation: which model, which learning rate."""
+        return bool(
+            self.load_best_model_at_end
+            or self.save_strategy == "best"
+            or self.lr_scheduler_type in _SCORED_SCHEDULES
+        )
 
     @property
     def chunk_size(self) -> int | None:

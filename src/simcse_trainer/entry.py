@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = sys.argv[1:] if argv is None else list(argv)
     quiet_imports()
+    write_to_any_console()
     if {"-h", "--help"} & {*words}:
         _forget_peft()
     # Models, data sets and the Trainer take seconds to import: only once the options are right.
@@ -43,6 +44,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"Stopped at step {step}. {hint}", file=sys.stderr)
         return 128 + signal.SIGTERM
     return 0
+
+
+def write_to_any_console() -> None:
+    """Escape what a console cannot show, such as one in cp949, instead of failing on it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def quiet_imports() -> None:

@@ -22,6 +22,7 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.model.adapters import has_adapter, has_adapter_dropout
 from simcse_trainer.model.batching import build_batch
 from simcse_trainer.model.modeling import SimCSEModel
+from simcse_trainer.model.quantization import is_quantized
 from simcse_trainer.model.saving import choose_lora_save
 from simcse_trainer.model.tokenizer import count_word_embeddings
 
@@ -109,6 +110,12 @@ def check_model(model: SimCSEModel, args: SimCSETrainingArguments) -> None:
     if args.mlm_weight and model.tokenizer and model.tokenizer.mask_token_id is None:
         raise InputError("mlm_weight is set, but the tokenizer has no mask token.")
     choose_lora_save(model, args.lora_save)
+    if is_quantized(model.backbone) and not has_adapter(model.backbone):
+        raise InputError(
+            f"The weights of '{model.config._name_or_path}' are quantised, and cannot be trained "
+            "nor saved in training. Pass --use_lora true to train an adapter on them, or use the "
+            "model that they were made of."
+        )
     if not has_adapter(model.backbone):
         return
     trained = sum(x.numel() for x in model.parameters() if x.requires_grad)
@@ -269,7 +276,7 @@ def check_evaluation(args: SimCSETrainingArguments, tasks: Any) -> None:
         return
     for name, data in tasks_by_name(tasks).items():
         check_scored_pairs(data, source=f"eval_dataset '{name}'")
-    if not args.load_best_model_at_end:
+    if not args.uses_scores:
         return
     names = [*(f"{task}_spearman" for task in tasks_by_name(tasks)), "avg_sts"]
     metric = str(args.metric_for_best_model).removeprefix("eval_")
@@ -343,7 +350,7 @@ def build_collator(model: SimCSEModel, args: SimCSETrainingArguments) -> SimCSEC
     return SimCSECollator(
         model.pad_token_id,
         model.padding_free,
-        grouped=args.device.type == "cpu",
+        grouped=args.device.type == "cpu" and model.use_cpu_kernels,
         max_seq_length=model.max_seq_length,
         vocab_size=count_word_embeddings(model.backbone),
         augmentation=augmentation,

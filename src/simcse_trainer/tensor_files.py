@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -53,6 +54,26 @@ def explain_torn(path: Path, error: Exception) -> InputError:
     )
 
 
+def check_files(folder: Path) -> None:
+    """Raise InputError where a file in a folder is a pointer, or weights are damaged."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file() and path.suffix in (".safetensors", ".bin", ".json", ".model"):
+            check_downloaded(path)
+            if path.suffix == ".safetensors":
+                read_header(path)
+
+
+def follow_umask(folder: Path) -> None:
+    """Give files of safetensors below a folder the mode of any new file.
+
+    safetensors makes them readable for their owner alone, whatever the umask says.
+    """
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
+
+
 def find_not_finite(path: Path) -> tuple[str, str] | None:
     """Look for NaN and infinity in a file of safetensors.
 
@@ -63,7 +84,7 @@ def find_not_finite(path: Path) -> tuple[str, str] | None:
         InputError: A pointer, or a damaged file.
     """
     check_downloaded(path)
-    for name, kind, numbers in _read(path):
+    for name, kind, numbers in _read_numbers(path):
         if kind not in _EXPONENTS:
             continue
         width, bits = _EXPONENTS[kind]
@@ -74,8 +95,12 @@ def find_not_finite(path: Path) -> tuple[str, str] | None:
     return None
 
 
-def _read(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Name, type and bytes of each tensor."""
+def read_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Return where the numbers of a file of safetensors begin, and what it says of each tensor.
+
+    Raises:
+        InputError: It is damaged, or shorter than it says.
+    """
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:
@@ -84,14 +109,19 @@ def _read(path: Path) -> Iterator[tuple[str, str, Any]]:
                 raise ValueError("its header is cut")
             header = json.loads(file.read(length))
         tensors = {name: said for name, said in header.items() if name != "__metadata__"}
-        ends = [said["data_offsets"][1] for said in tensors.values()]
-        if 8 + length + max(ends, default=0) > size:
+        end = max((said["data_offsets"][1] for said in tensors.values()), default=0)
+        if 8 + length + end > size:
             raise ValueError("its tensors are cut")
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise explain_torn(path, error) from None
-    if not max(ends, default=0):
+    return 8 + length, tensors
+
+
+def _read_numbers(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Name, type and bytes of each tensor."""
+    start, tensors = read_header(path)
+    if path.stat().st_size == start:
         return
-    body = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + length)
+    body = np.memmap(path, dtype=np.uint8, mode="r", offset=start)
     for name, said in tensors.items():
-        start, end = said["data_offsets"]
-        yield name, said["dtype"], body[start:end]
+        yield name, said["dtype"], body[slice(*said["data_offsets"])]

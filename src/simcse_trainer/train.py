@@ -245,6 +245,8 @@ def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> Si
     return SimCSEModel.from_pretrained(
         model_args.model_name_or_path,
         revision=model_args.model_revision,
+        base_model=model_args.base_model,
+        normalize_embeddings=model_args.normalize_embeddings,
         pooling_mode=model_args.pooling_mode,
         projection_head=model_args.projection_head,
         mlp_only_train=model_args.mlp_only_train,
@@ -254,6 +256,7 @@ def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> Si
         append_eos_token=model_args.append_eos_token,
         bidirectional_attention=model_args.bidirectional_attention,
         attention_dropout=model_args.attention_dropout,
+        attn_implementation=model_args.attn_implementation,
         dtype=model_args.weights_dtype,
         lora=model_args.new_adapter(),
         load_in_4bit=model_args.load_in_4bit or None,

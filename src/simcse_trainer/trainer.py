@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from transformers.trainer_utils import speed_metrics
+from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.cached_step import CachedStep
@@ -23,7 +24,8 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import evaluate_sts
 from simcse_trainer.files import CARD, TRAINING_ARGS, TRAINING_CURVE, step_of
 from simcse_trainer.hub.model_card import read_template
-from simcse_trainer.model.cpu_layers import speed_up
+from simcse_trainer.model.cpu_layers import use_cpu_kernels
+from simcse_trainer.model.finite import is_finite, not_finite
 from simcse_trainer.model.modeling import SimCSEModel, SimCSEOutput
 from simcse_trainer.model.saving import (
     choose_lora_save,
@@ -31,6 +33,7 @@ from simcse_trainer.model.saving import (
     restore_model,
     save_model,
 )
+from simcse_trainer.model.tokenizer import count_word_embeddings
 from simcse_trainer.objective import ContrastiveObjective, mask_tokens
 from simcse_trainer.objective.mlm import IGNORED
 from simcse_trainer.preparation import (
@@ -117,6 +120,8 @@ class SimCSETrainer(PushingTrainer):
                 model, mlm_head=args.mlm_weight > 0, dtype=torch.float32
             )
         check_model(model, args)
+        # What compiles a model cannot see into them.
+        model.use_cpu_kernels &= args.use_cpu_kernels and not args.torch_compile
         self.description = RunDescription()
         self.card_template = read_template(args.model_card_template)
         if train_dataset is not None:
@@ -144,8 +149,6 @@ class SimCSETrainer(PushingTrainer):
             eval_dataset=eval_dataset,
             **kwargs,
         )
-        if args.device.type == "cpu":
-            speed_up(model)
         self.objective = ContrastiveObjective(
             temperature=args.temperature,
             hard_negative_weight=args.hard_negative_weight,
@@ -164,6 +167,13 @@ class SimCSETrainer(PushingTrainer):
     )
     hyperparameter_search = refuse_method("hyperparameter_search")
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As `SafeTrainer.train`."""
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        on_cpu = self.args.device.type == "cpu"
+        with use_cpu_kernels(model, on_cpu and model.use_cpu_kernels):
+            return super().train(*args, **kwargs)
+
     def training_step(
         self,
         model: nn.Module,
@@ -172,8 +182,26 @@ class SimCSETrainer(PushingTrainer):
     ) -> Tensor:
         """Forward and backward of one batch: at once, or in chunks with `mini_batch_size`."""
         if self.cached_step is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        return self.cached_step(model, inputs)
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self.cached_step(model, inputs)
+        if not is_finite(loss):
+            raise self._not_finite("The loss")
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Refuse a step on gradients that are not finite; a loss scaler passes over those itself.
+
+        `Trainer` (5.23) calls it between the last backward pass and the optimizer's step.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if norm is not None and not self.args.fp16 and not math.isfinite(float(norm)):
+            raise self._not_finite("The gradient")
+        return norm
+
+    def _not_finite(self, what: str) -> InputError:
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return not_finite(f"{what} of step {self.state.global_step + 1}", model.backbone.dtype)
 
     def compute_loss(
         self,
@@ -290,13 +318,18 @@ class SimCSETrainer(PushingTrainer):
         columns: Any = self._signature_columns
         columns += [n for n in (ANCHOR, self.args.length_column_name) if n not in columns]
 
+    @cached_property
+    def _vocab_size(self) -> int | None:
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return count_word_embeddings(model.backbone)
+
     def _mask(self, input_ids: Tensor) -> dict[str, Tensor]:
         tokenizer: Any = self.processing_class
         masked = mask_tokens(
             input_ids,
             special_ids=torch.tensor(tokenizer.all_special_ids, device=input_ids.device),
             mask_token_id=tokenizer.mask_token_id,
-            vocab_size=len(tokenizer),
+            vocab_size=min(len(tokenizer), self._vocab_size or len(tokenizer)),
             probability=self.args.mlm_probability,
         )
         return {"mlm_input_ids": masked.input_ids, "mlm_labels": masked.labels}

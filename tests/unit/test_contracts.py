@@ -52,6 +52,11 @@ RELIES_ON = {
         "_inner_training_loop": ["self._run_epoch(", "epoch=epoch,"],
         "_run_epoch": ["skip_first_batches(train_dataloader, steps_trained_in_current_epoch)"],
     },
+    "_get_grad_norm": {
+        # Called before the optimizer's step, with or without clipping.
+        "_inner_training_loop": [],
+        "_run_epoch": ["grad_norm = self._get_grad_norm(model, grad_norm=grad_norm)"],
+    },
     "_set_signature_columns_if_needed": {
         "_set_signature_columns_if_needed": ["self._signature_columns"]
     },

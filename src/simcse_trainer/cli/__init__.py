@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from simcse_trainer.cli import demo, encode, evaluate, merge, plan, push, report, search, train
-from simcse_trainer.entry import quiet_imports
+from simcse_trainer.entry import quiet_imports, write_to_any_console
 from simcse_trainer.errors import InputError
 
 
@@ -78,6 +78,7 @@ for _command in _commands:
 def main() -> None:
     """Exit status 2 and one line on stderr for what the user can put right."""
     quiet_imports()
+    write_to_any_console()
     try:
         sys.exit(app(standalone_mode=False))
     except typer.Abort:

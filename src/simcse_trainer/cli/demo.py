@@ -7,9 +7,12 @@ from typing import Annotated
 import typer
 
 from simcse_trainer.cli.models import (
+    AttnImplementation,
+    BaseModel,
     BatchSize,
     Corpus,
     Device,
+    Dtype,
     IndexFolder,
     Model,
     Revision,
@@ -34,9 +37,12 @@ def demo(
     device: Device = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = "false",
+    base_model: BaseModel = None,
+    dtype: Dtype = None,
+    attn_implementation: AttnImplementation = None,
 ) -> None:
     """Open a page in the browser: search a corpus by meaning, and compare a few sentences."""
-    from simcse_trainer.cli.models import code_options, load_with_index
+    from simcse_trainer.cli.models import load_with_index, loading_options
     from simcse_trainer.inference.demo import require_gradio, serve
 
     require_gradio()
@@ -46,7 +52,7 @@ def demo(
         index,
         device=device,
         batch_size=batch_size,
-        **code_options(revision, trust_remote_code),
+        **loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation),
     )
     page = serve(simcse, host=host, port=port)
     typer.echo(f"The page is at {page.local_url} until you press Ctrl-C.")

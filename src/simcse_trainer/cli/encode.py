@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 from simcse_trainer.cli.models import (
+    AttnImplementation,
+    BaseModel,
     BatchSize,
     Device,
+    Dtype,
     MaxSeqLength,
     Model,
     Revision,
@@ -46,11 +49,14 @@ def encode(
     device: Device = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = "false",
+    base_model: BaseModel = None,
+    dtype: Dtype = None,
+    attn_implementation: AttnImplementation = None,
 ) -> None:
     """Embed texts, a row for each, blank lines too. The file is there when all of it is."""
     from tqdm.auto import tqdm
 
-    from simcse_trainer.cli.models import code_options, load_simcse
+    from simcse_trainer.cli.models import load_simcse, loading_options
     from simcse_trainer.data.texts import read_texts
     from simcse_trainer.inference.writing import open_embeddings
 
@@ -60,7 +66,7 @@ def encode(
             device,
             truncate_dim=truncate_dim,
             max_seq_length=max_seq_length,
-            **code_options(revision, trust_remote_code),
+            **loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation),
         )
         texts = tqdm(read_texts(source, blank_lines=True), desc="Encoding", disable=None)
         blocks = simcse.encode_stream(texts, normalize_to_unit=normalize, batch_size=batch_size)

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from simcse_trainer.cli.models import Revision, TrustRemoteCode
+from simcse_trainer.cli.models import (
+    AttnImplementation,
+    BaseModel,
+    BatchSize,
+    Dtype,
+    MaxSeqLength,
+    Revision,
+    TrustRemoteCode,
+)
 
 EXAMPLE = "simcse-trainer evaluate outputs/unsup_bert_base --tasks stsb sickr --output results.json"
 
@@ -56,18 +64,16 @@ def evaluate(
         Path | None,
         typer.Option("--whitening_file", help="Also a row after whitening on these texts."),
     ] = None,
-    max_seq_length: Annotated[
-        int | None,
-        typer.Option("--max_seq_length", help="In tokens. Default: as the folder says."),
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch_size", min=1, help="Sentences per forward pass, at most.")
-    ] = 128,
+    max_seq_length: MaxSeqLength = None,
+    batch_size: BatchSize = 128,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = "false",
+    base_model: BaseModel = None,
+    dtype: Dtype = None,
+    attn_implementation: AttnImplementation = None,
 ) -> None:
     """Print a model's scores beside the paper's: STS, transfer, and how its space lies."""
-    from simcse_trainer.cli.models import code_options, find_place
+    from simcse_trainer.cli.models import find_place, loading_options
     from simcse_trainer.evaluation.running import count_sentences, evaluate_model, write_results
     from simcse_trainer.evaluation.suite import default_tasks, load_suite
     from simcse_trainer.evaluation.tables import format_tables
@@ -83,7 +89,7 @@ def evaluate(
             whitening_file=whitening_file,
             max_seq_length=max_seq_length,
             batch_size=batch_size,
-            **code_options(revision, trust_remote_code),
+            **loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation),
         )
     )
     count = count_sentences(suite)

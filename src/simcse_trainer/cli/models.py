@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from simcse_trainer.errors import InputError
+from simcse_trainer.model.choices import DTYPES
 
 if TYPE_CHECKING:
     from simcse_trainer.inference.simcse import SimCSE
@@ -44,6 +45,31 @@ TrustRemoteCode: TypeAlias = Annotated[
         callback=lambda value: _read_flag(value),
     ),
 ]
+BaseModel: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--base_model",
+        help="The base model of an adapter, where it is not where it was.",
+        show_default=False,
+    ),
+]
+Dtype: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the weights: float32, bfloat16 or float16. Default: as the folder says.",
+        show_default=False,
+        callback=lambda value: _read_dtype(value),
+    ),
+]
+AttnImplementation: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--attn_implementation",
+        help="How padded batches compute attention, such as sdpa or eager. Default: as the folder "
+        "says.",
+        show_default=False,
+    ),
+]
 Corpus: TypeAlias = Annotated[
     str | None,
     typer.Option(
@@ -62,9 +88,26 @@ def _read_flag(value: str) -> str:
     return value.lower()
 
 
-def code_options(revision: str | None, trust_remote_code: str) -> dict[str, Any]:
-    """What the commands' two options are to `SimCSEModel.from_pretrained`."""
-    return {"revision": revision, "trust_remote_code": trust_remote_code == "true"}
+def _read_dtype(value: str | None) -> str | None:
+    if value is not None and value not in DTYPES:
+        raise typer.BadParameter(f"expected {', '.join(DTYPES)}, got {value!r}.")
+    return value
+
+
+def loading_options(
+    revision: str | None,
+    trust_remote_code: str,
+    base_model: str | None = None,
+    dtype: str | None = None,
+    attn_implementation: str | None = None,
+) -> dict[str, Any]:
+    """What the commands' options are to `SimCSEModel.from_pretrained`."""
+    given = {"base_model": base_model, "dtype": dtype, "attn_implementation": attn_implementation}
+    return {
+        "revision": revision,
+        "trust_remote_code": trust_remote_code == "true",
+        **{name: value for name, value in given.items() if value is not None},
+    }
 
 
 def find_place(name: str) -> str | Path:

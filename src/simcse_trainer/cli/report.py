@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simcse_trainer.cli.models import Revision, TrustRemoteCode
+from simcse_trainer.cli.models import (
+    AttnImplementation,
+    BaseModel,
+    Dtype,
+    Revision,
+    TrustRemoteCode,
+)
 
 if TYPE_CHECKING:
     from simcse_trainer.evaluation.report import Measured
@@ -54,9 +60,12 @@ def report(
     ] = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = "false",
+    base_model: BaseModel = None,
+    dtype: Dtype = None,
+    attn_implementation: AttnImplementation = None,
 ) -> None:
     """Show where a model's embeddings lie: one HTML page, and its figures as PNG."""
-    from simcse_trainer.cli.models import code_options
+    from simcse_trainer.cli.models import loading_options
     from simcse_trainer.evaluation.measuring import band_labels, different_sentences
     from simcse_trainer.evaluation.plots_style import require_matplotlib
     from simcse_trainer.evaluation.report import write_report
@@ -66,7 +75,7 @@ def report(
     require_matplotlib()
     path = _read_path(run, model)
     loaded = load_sts_tasks(tasks, split=split, data_dir=data_dir, options=EVALUATE_OPTIONS)
-    options = code_options(revision, trust_remote_code)
+    options = loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation)
     measured = _measure(model, None, loaded, **options)
     other = None
     if baseline:

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from simcse_trainer.cli.models import (
+    AttnImplementation,
+    BaseModel,
     BatchSize,
     Corpus,
     Device,
+    Dtype,
     IndexFolder,
     Model,
     Revision,
@@ -59,9 +62,12 @@ def search(
     device: Device = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = "false",
+    base_model: BaseModel = None,
+    dtype: Dtype = None,
+    attn_implementation: AttnImplementation = None,
 ) -> None:
     """Find the sentences of a corpus that are nearest in meaning to each query."""
-    from simcse_trainer.cli.models import code_options, load_with_index
+    from simcse_trainer.cli.models import load_with_index, loading_options
 
     simcse = load_with_index(
         model,
@@ -71,7 +77,7 @@ def search(
         batch_size=batch_size,
         truncate_dim=truncate_dim,
         storage=storage,
-        **code_options(revision, trust_remote_code),
+        **loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation),
     )
     if save_index is not None:
         simcse.save_index(save_index)
@@ -98,4 +104,6 @@ def _show(query: str, hits: Hits, threshold: float) -> str:
 
 def _show_json(query: str, hits: Hits, _: float) -> str:
     results = [{"sentence": sentence, "score": round(score, 6)} for sentence, score in hits]
-    return json.dumps({"query": query, "results": results}, ensure_ascii=False)
+    # Where the output is another encoding, JSON has escapes of its own.
+    readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return json.dumps({"query": query, "results": results}, ensure_ascii=not readable)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.cosine_distributions import cosine_density, score_bands
 from simcse_trainer.evaluation.embedding_space import (
     anisotropy,
@@ -77,13 +76,11 @@ def measure_space(
         show_progress_bar: On stderr.
 
     Raises:
-        InputError: The model's embeddings are not finite numbers.
+        InputError: As `SimCSEModel.encode`.
     """
     texts = different_sentences(tasks)
     options = {"batch_size": batch_size, "show_progress_bar": show_progress_bar}
     embeddings = F.normalize(model.encode(texts, **options).double(), dim=-1)
-    if not embeddings.isfinite().all():
-        raise InputError("The model's embeddings are not finite numbers; training has diverged.")
     row = {text: number for number, text in enumerate(texts)}
 
     def encode(given: Sequence[str]) -> Tensor:

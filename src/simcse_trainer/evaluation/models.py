@@ -18,6 +18,7 @@ from torch import Tensor
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import Encoder
+from simcse_trainer.model.finite import is_finite, not_finite
 from simcse_trainer.model.layout import UnsupportedModulesError
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.pooling import POOLING_MODES
@@ -100,6 +101,11 @@ def _through_sentence_transformers(
         ) from error
     from sentence_transformers import SentenceTransformer
 
+    names = ("dtype", "attn_implementation", "base_model")
+    given = {name: options.pop(name) for name in names if name in options}
+    if "base_model" in given:
+        raise InputError(f"{_cause(error)} Leave out --base_model.") from error
+    options |= {"model_kwargs": given} if given else {}
     try:
         model = SentenceTransformer(name_or_path, device=str(_device()), **options)
     except (OSError, ValueError, ImportError) as failure:
@@ -115,6 +121,8 @@ def _through_sentence_transformers(
             convert_to_tensor=True,
             show_progress_bar=_is_watched(),
         )
+        if not is_finite(found):
+            raise not_finite("An embedding", found.dtype)
         return found.cpu().float()
 
     config = getattr(model[0], "config", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from email.utils import parsedate_to_datetime
+from textwrap import shorten
 from typing import Any
 
 from huggingface_hub.errors import (
@@ -73,19 +74,20 @@ def explain(error: BaseException) -> HubFailure:
         text = "HF_HUB_OFFLINE is set, so the Hub is not asked"
         return HubFailure(text, status=400, refused=True)
     if isinstance(error, LocalTokenNotFoundError):
-        hint = "run `hf auth login`, set HF_TOKEN or pass --hub_token"
-        return HubFailure(f"there is no Hub token: {hint}", status=401, refused=True)
+        text = "there is no Hub token: run `hf auth login`, or set HF_TOKEN"
+        return HubFailure(text, status=401, refused=True)
     if isinstance(error, HFValidationError):
         return HubFailure(line, status=400, refused=True)
     if isinstance(error, RepositoryNotFoundError):
         text = "the repository does not exist, or is private and the token gives no access to it"
         return HubFailure(text, status=status, refused=True)
     if status is None:
-        return HubFailure(f"{type(error).__name__}: {line}"[:300])
+        return HubFailure(shorten(f"{type(error).__name__}: {line}", 300, placeholder=" ..."))
+    line = shorten(line, 300, placeholder=" ...")
     if status == 401:
-        line += " (is the token right? `hf auth login`, HF_TOKEN or --hub_token gives one)"
+        line += " (is the token right? `hf auth login` or HF_TOKEN gives one)"
     refused = 400 <= status < 500 and status not in _PASSING
-    return HubFailure(line[:300], status=status, retry_after=_wait(response), refused=refused)
+    return HubFailure(line, status=status, retry_after=_wait(response), refused=refused)
 
 
 class Retries:
@@ -96,10 +98,11 @@ class Retries:
 
     Args:
         unit_s: The delay after the first failure, about.
+        refusals: How many are an answer.
     """
 
-    def __init__(self, unit_s: float):
-        self._unit_s = unit_s
+    def __init__(self, unit_s: float, refusals: int = _REFUSALS):
+        self._unit_s, self._most_refusals = unit_s, refusals
         self._attempts = self._refusals = 0
 
     def after(self, failure: HubFailure) -> float | None:
@@ -109,7 +112,7 @@ class Retries:
         """
         self._attempts += 1
         self._refusals += failure.refused
-        if failure.is_final or self._refusals == _REFUSALS:
+        if failure.is_final or self._refusals == self._most_refusals:
             return None
         backoff: float = min(self._unit_s * 2 ** min(self._attempts - 1, 16), _LONGEST_DELAY_S)
         return max(backoff * random.uniform(0.75, 1.25), failure.retry_after or 0.0)

@@ -69,7 +69,11 @@ class HubProcess:
             raise HubFailure(f"the process that talks to the Hub ended ({error})") from None
 
     def call_until(
-        self, request: dict[str, Any], deadline: float, progress: Progress | None = None
+        self,
+        request: dict[str, Any],
+        deadline: float,
+        progress: Progress | None = None,
+        **patience: int,
     ) -> Any:
         """Try until it succeeds, is refused, or the time is over; see `Retries`.
 
@@ -77,6 +81,7 @@ class HubProcess:
             request: For the worker.
             deadline: On the clock of `time.monotonic`.
             progress: As for `call`.
+            patience: For `Retries`.
 
         Raises:
             HubFailure: The last one.
@@ -84,7 +89,7 @@ class HubProcess:
         timer = threading.Timer(max(deadline - time.monotonic(), 0.0), self.end)
         timer.daemon = True
         timer.start()
-        retries = Retries(self.retry_unit_s)
+        retries = Retries(self.retry_unit_s, **patience)
         try:
             while True:
                 try:

@@ -31,6 +31,7 @@ from simcse_trainer.hub.snapshot import (
 )
 from simcse_trainer.hub.uploader import Upload, push_words
 from simcse_trainer.output_folder import remove_own
+from simcse_trainer.tensor_files import find_not_finite
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,14 @@ def push(
     model = find_model(folder)
     names = list_published(model, include)
     _check_base(model, names, base_model)
+    _check_finite(model, names)
     if find_record(model) is None or include:
         tell(f"From {model} go to the Hub: {', '.join(names)}.")
     process, deadline = HubProcess(settings), time.monotonic() + patience_s
     target = None
     try:
-        name = process.call_until({"action": "name"}, deadline)["repository"]
+        # Somebody waits for the answer: a refusal is one at once.
+        name = process.call_until({"action": "name"}, deadline, refusals=1)["repository"]
         upload = stage_folder(
             folder,
             branch=branch,
@@ -105,7 +108,7 @@ def push(
                 bar.n, bar.total = done, total
                 bar.refresh()
 
-            done = process.call_until(upload.request(), deadline, progress)
+            done = process.call_until(upload.request(), deadline, progress, refusals=1)
     except HubFailure as failure:
         advice = "the same command goes on where this one stopped."
         if failure.options:
@@ -192,6 +195,17 @@ def _guess_step(model: Path, state: dict[str, Any], arguments: dict[str, Any]) -
     if step is None and isinstance(last, int):
         step = last
     return step
+
+
+def _check_finite(model: Path, names: Sequence[str]) -> None:
+    for name in names:
+        found = find_not_finite(model / name) if name.endswith(".safetensors") else None
+        if found is not None:
+            raise InputError(
+                f"{model / name}: the tensor {found[0]} ({found[1]}) holds numbers that are not "
+                "finite, so that every embedding is none. Push an earlier checkpoint, or train "
+                "again with --dtype float32 or a smaller --learning_rate."
+            )
 
 
 def _check_base(model: Path, names: Sequence[str], base_model: str | None) -> None:

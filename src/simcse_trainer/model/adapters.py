@@ -1,7 +1,8 @@
-"""LoRA adapters through peft; the only importer of peft.
+"""Adapters through peft; with `foreign_adapters` the only importer of peft.
 
 An adapted backbone is a `PeftModel` around the backbone, whose weights are frozen. Its adapter
-alone is what checkpoints hold; merged, it is a backbone like any other.
+alone is what checkpoints hold; merged, it is a backbone like any other. What is saved and merged is
+the adapter that computes: the active one, whatever its name.
 """
 
 from __future__ import annotations
@@ -67,9 +68,39 @@ def describe_adapter(backbone: Any) -> dict[str, Any] | None:
     """What an adapter's weights do not tell of it; None without one."""
     if not has_adapter(backbone):
         return None
-    config = backbone.peft_config["default"]
+    config = backbone.peft_config[active_adapter(backbone)]
     names = ("r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora")
-    return {name: getattr(config, name) for name in names}
+    return {name: getattr(config, name, None) for name in names}
+
+
+def active_adapter(backbone: Any) -> str:
+    """Return the name of the adapter that computes.
+
+    Raises:
+        InputError: Several do, or it is switched off or merged in memory: what is saved would
+            compute otherwise.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    found = getattr(backbone, "active_adapters", None) or [backbone.active_adapter]
+    names = [found] if isinstance(found, str) else list(found)
+    if len(names) != 1:
+        raise InputError(
+            f"{len(names)} adapters are active ({', '.join(names)}), and a folder holds one. "
+            "Choose it: model.backbone.set_adapter(name)."
+        )
+    layers = [m for m in backbone.modules() if isinstance(m, BaseTunerLayer)]
+    if any(layer.disable_adapters for layer in layers):
+        raise InputError(
+            f"The adapter {names[0]} is switched off. Call "
+            "model.backbone.base_model.enable_adapter_layers() first."
+        )
+    if any(layer.merged for layer in layers):
+        raise InputError(
+            f"The adapter {names[0]} is merged into its base in memory. Call "
+            "model.backbone.unmerge_adapter() first."
+        )
+    return str(names[0])
 
 
 def has_adapter_dropout(backbone: nn.Module) -> bool:
@@ -93,8 +124,12 @@ def add_adapter(backbone: PreTrainedModel, config: LoraConfig) -> Any:
     from peft import get_peft_model
 
     try:
-        return get_peft_model(backbone, copy.deepcopy(config))
+        adapted: Any = get_peft_model(backbone, copy.deepcopy(config))
+        _check_targets(adapted, config)
+        return adapted
     except ValueError as error:
+        if isinstance(error, InputError):
+            raise
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise InputError(
             f"No adapter could be added to {type(backbone).__name__}: {reason}. Check "
@@ -102,21 +137,28 @@ def add_adapter(backbone: PreTrainedModel, config: LoraConfig) -> Any:
         ) from error
 
 
-def load_adapter(
-    backbone: PreTrainedModel, name_or_path: str, *, is_trainable: bool, **options: Any
-) -> Any:
-    """Put a saved adapter on its backbone.
+def _check_targets(adapted: Any, config: LoraConfig) -> None:
+    """Refuse a name that no layer has: the others would be trained without it."""
+    wanted = config.target_modules
+    found = adapted.base_model.targeted_module_names
+    for name in [] if isinstance(wanted, str) or wanted is None else sorted(wanted):
+        if not any(layer == name or layer.endswith(f".{name}") for layer in found):
+            ends = sorted({layer.rsplit(".", 1)[-1] for layer in _linear_layers(adapted)})
+            raise InputError(
+                f"--lora_target_modules has {name}, and no layer's name ends so. Expected some of "
+                f"{', '.join(ends)}, or {ALL_LINEAR}."
+            )
 
-    Args:
-        backbone: With the weights it was trained on.
-        name_or_path: A folder, or a name on the Hub.
-        is_trainable: Go on training it.
-        options: `subfolder`, `revision`, `token`.
-    """
-    from peft import PeftModel
 
-    options = {name: value for name, value in options.items() if value is not None}
-    return PeftModel.from_pretrained(backbone, name_or_path, is_trainable=is_trainable, **options)
+def _linear_layers(adapted: Any) -> list[str]:
+    base = adapted.get_base_model()
+    names = (n.removesuffix(".base_layer") for n, m in base.named_modules() if _is_linear(m))
+    return [name for name in names if ".lora_" not in name]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # GPT-2's are called Conv1D; quantized ones are subclasses.
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def save_adapter(
@@ -134,12 +176,14 @@ def save_adapter(
     from peft import get_peft_model_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
+    name = active_adapter(backbone)
     weights = get_peft_model_state_dict(
-        backbone, state_dict=dict(state), save_embedding_layers=False
+        backbone, state_dict=dict(state), adapter_name=name, save_embedding_layers=False
     )
-    tensors = {name: tensor.detach().contiguous() for name, tensor in weights.items()}
+    # Copies, for some kinds share tensors between layers.
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = copy.deepcopy(backbone.peft_config["default"])
+    config = copy.deepcopy(backbone.peft_config[name])
     config.base_model_name_or_path, config.revision = base, revision
     config.inference_mode = True
     if isinstance(config.target_modules, set):  # in another order in every process
@@ -153,13 +197,21 @@ def restore_adapter(backbone: Any, folder: Path) -> None:
     Raises:
         RuntimeError: They do not fit.
     """
-    from peft import get_peft_model_state_dict
-
     saved = load_file(folder / ADAPTER_WEIGHTS)
-    own = get_peft_model_state_dict(backbone, save_embedding_layers=False)
+    own = adapter_state(backbone)
     if {n: x.shape for n, x in saved.items()} != {n: x.shape for n, x in own.items()}:
         raise RuntimeError("its adapter has other layers or another rank")
     fill(own, saved)
+
+
+def adapter_state(backbone: Any) -> dict[str, Tensor]:
+    """The tensors of the active adapter, by the names that its file gives them."""
+    from peft import get_peft_model_state_dict
+
+    found: dict[str, Tensor] = get_peft_model_state_dict(
+        backbone, adapter_name=active_adapter(backbone), save_embedding_layers=False
+    )
+    return found
 
 
 def fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
@@ -191,28 +243,54 @@ def merged_state(backbone: Any) -> Iterator[tuple[str, Tensor]]:
 
     Layer by layer, in the memory of one layer, and on the CPU; the backbone's own weights are put
     back as they were, to the bit, which peft's unmerging does not promise.
+
+    Raises:
+        InputError: An adapter that is more than another value of the weights.
     """
-    from peft.tuners.lora import LoraLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
-    base = base_of(backbone)
-    adapted = {n: m for n, m in base.named_modules() if isinstance(m, LoraLayer)}
+    base, name = base_of(backbone), active_adapter(backbone)
+    kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    adapted: dict[str, Any] = {}
+    for path, module in base.named_modules():
+        if isinstance(module, kinds) and not path.startswith(tuple(f"{n}." for n in adapted)):
+            adapted[path] = module
     with torch.no_grad():
-        for name, layer in adapted.items():
-            for part, tensor in _merged_layer(layer):
-                yield f"{name}.{part}", tensor
-        inside = tuple(f"{name}." for name in adapted)
-        for name, tensor in base.state_dict().items():
-            if not name.startswith(inside):
-                yield name, tensor.detach()
+        for path, layer in adapted.items():
+            for part, tensor in _merged_layer(layer, name):
+                yield f"{path}.{part}", tensor
+        inside = tuple(f"{path}." for path in adapted)
+        for path, tensor in base.state_dict().items():
+            if not path.startswith(inside):
+                yield path, tensor.detach()
 
 
-def _merged_layer(layer: Any) -> Iterator[tuple[str, Tensor]]:
+def _kind(layer: Any) -> str:
+    return f"{type(layer).__module__.split('.')[-2]} {type(layer).__name__}"
+
+
+def _merged_layer(layer: Any, name: str) -> Iterator[tuple[str, Tensor]]:
+    if hasattr(layer, "modules_to_save"):  # trained whole, beside the original
+        own = layer.modules_to_save
+        whole = own[name] if name in own else layer.original_module  # noqa: SIM401
+        yield from (
+            (part, x.detach().to("cpu", copy=True)) for part, x in whole.state_dict().items()
+        )
+        return
+    layer = getattr(layer, "token_adapter", layer)  # some rows of a table
     own = layer.get_base_layer()
-    kept = {name: tensor.detach().clone() for name, tensor in own.state_dict().items()}
-    layer.merge()
-    merged = {
-        name: tensor.detach().to("cpu", copy=True) for name, tensor in own.state_dict().items()
-    }
-    layer.unmerge()
-    own.load_state_dict(kept)
+    kept = {part: tensor.detach().clone() for part, tensor in own.state_dict().items()}
+    try:
+        layer.merge(adapter_names=[name])
+        state = layer.get_base_layer().state_dict()  # of some kinds another layer by now
+        merged = {part: tensor.detach().to("cpu", copy=True) for part, tensor in state.items()}
+        layer.unmerge()
+    except (NotImplementedError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"The adapter {name} cannot be merged: one of its layers is a {_kind(layer)}, whose "
+            f"sum with the weights is not to be had ({error}). Use the adapter as it is."
+        ) from error
+    finally:
+        own.load_state_dict(kept)
     yield from merged.items()

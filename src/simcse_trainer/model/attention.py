@@ -147,7 +147,7 @@ def packed_attention(
     assert key_mask is not None
     usual = getattr(module, "is_causal", True)
     causal = usual if is_causal is None else is_causal
-    if sliding_window is not None and usual and not causal:
+    if sliding_window is not None and not causal and (usual or _is_made_bidirectional(module)):
         sliding_window += 1  # a decoder's window to both sides includes its edge
     if group_shapes is not None:
         parts = key_mask.split([n * length for n, length in group_shapes])
@@ -180,6 +180,10 @@ def packed_attention(
     )
     tokens = out.flatten(0, 1)
     return (tokens if even else tokens.index_select(0, unpad_index))[None], None
+
+
+def _is_made_bidirectional(module: nn.Module) -> bool:
+    return getattr(getattr(module, "config", None), "is_causal", True) is False
 
 
 def _pad(x: Tensor, pad_index: Tensor) -> Tensor:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import inspect
 import logging
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from simcse_trainer.errors import InputError
@@ -20,7 +28,9 @@ from simcse_trainer.model.decoders import (
     is_decoder,
     set_attention,
 )
-from simcse_trainer.model.quantization import keep_differentiable, quantized_loading
+from simcse_trainer.model.finite import is_finite, not_finite
+from simcse_trainer.model.quantization import is_quantized, keep_differentiable, quantized_loading
+from simcse_trainer.tensor_files import check_files
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +48,7 @@ def load_backbone(
     bits: int | None = None,
     dequantize: bool = False,
     device: torch.device | str | None = None,
+    whole: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
     """`AutoModel` without the pooling layer that some families add on top.
@@ -51,6 +62,7 @@ def load_backbone(
         bits: 4 or 8: quantise the weights.
         dequantize: Turn them back, to what the few bits stand for.
         device: Of quantised weights; by default the accelerator, else the CPU.
+        whole: Refuse a model of which only the language model is used, as of those with images.
         options: For `from_pretrained`: revision, token, dtype, trust_remote_code, ...
 
     Raises:
@@ -58,38 +70,93 @@ def load_backbone(
     """
     if Path(name_or_path).is_file():
         raise InputError(f"'{name_or_path}' is a file; pass the folder of the model.")
+    check_files(Path(name_or_path))
     # Left out, transformers would ask on the terminal.
     options["trust_remote_code"] = bool(options.get("trust_remote_code"))
     hub = {k: options[k] for k in ("revision", "token", "trust_remote_code") if k in options}
     try:
         config = AutoConfig.from_pretrained(name_or_path, **hub)
-        if config.is_encoder_decoder:
-            raise InputError(
-                f"'{name_or_path}' is an encoder-decoder ({config.model_type}); SimCSE needs an "
-                "encoder or a decoder. Choose a backbone such as bert-base-uncased."
-            )
-        proof = bidirectional_attention and is_decoder(config) and not is_bidirectional(config)
-        set_attention(config, bidirectional=bidirectional_attention, dropout=attention_dropout)
+        text_config = _check_family(name_or_path, config, whole)
+        proof = bidirectional_attention and is_decoder(text_config)
+        proof = proof and not is_bidirectional(text_config)
+        set_attention(text_config, bidirectional=bidirectional_attention, dropout=attention_dropout)
         if not pooling_layer and _has_pooling_layer(config):
             options["add_pooling_layer"] = False
         if bits is not None:
             options |= quantized_loading(bits, config, device)
         backbone = load_quietly(AutoModel, name_or_path, config=config, **options)
-        if bits is not None:
-            keep_differentiable(backbone)
-            backbone = backbone.dequantize() if dequantize else backbone
-        if proof:
-            check_bidirectional(backbone)
-        return backbone
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).strip().splitlines()[0]
+    except _LOADING_ERRORS as error:
+        raise _explain_loading(name_or_path, error) from error
+    if text_config is not config:
+        backbone = _take_language_model(backbone, name_or_path)
+    if is_quantized(backbone):
+        keep_differentiable(backbone)
+        backbone = backbone.dequantize() if dequantize else backbone
+    if proof:
+        check_bidirectional(backbone)
+    return backbone
+
+
+# What transformers raises about a model, a package that is missing, or a file.
+_LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError, UnpicklingError)
+
+
+def _explain_loading(name: str, error: Exception) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    if explained := explain_code(name, error):
+        return InputError(explained)
+    reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+    reason = f"No model could be loaded from '{name}': {reason.rstrip('.')}."
+    if "attn_implementation" in str(error) or "flash" in str(error).lower():
+        return InputError(f"{reason} Pass --attn_implementation sdpa, or install what it asks for.")
+    if isinstance(error, ImportError):
+        return InputError(f"{reason} Install it, or use a model that does without.")
+    return InputError(
+        f"{reason} Check --model_name_or_path: a folder with config.json, or a name on the Hub."
+    )
+
+
+def _check_family(name: str, config: PreTrainedConfig, whole: bool) -> PreTrainedConfig:
+    """The configuration of the part that reads texts."""
+    # Also where only the encoder was saved: AutoModel makes the whole of it.
+    if config.is_encoder_decoder or type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         raise InputError(
-            explain_code(name_or_path, error)
-            or f"No model could be loaded from '{name_or_path}': {reason} "
-            "Check --model_name_or_path: a folder with config.json, or a name on the Hub."
-        ) from error
+            f"'{name}' is an encoder-decoder ({config.model_type}), or a part of one; SimCSE needs "
+            "an encoder or a decoder. Choose a backbone such as bert-base-uncased."
+        )
+    text_config = config.get_text_config()
+    if text_config is not config:
+        _check_language_model(name, config, whole)
+    return text_config
+
+
+def _check_language_model(name: str, config: PreTrainedConfig, whole: bool) -> None:
+    text_config = config.get_text_config()
+    if not is_decoder(text_config) or type(text_config) not in MODEL_MAPPING:
+        raise InputError(
+            f"'{name}' is a {config.model_type}, whose part for text ({text_config.model_type}) "
+            "AutoModel cannot load by itself. Choose a model of text, such as bert-base-uncased."
+        )
+    if whole:
+        raise InputError(
+            f"'{name}' is a {config.model_type}, of which only the language model is used, and an "
+            "adapter on a part of it would be loaded wrongly elsewhere. Save that part, and use "
+            f"its folder: SimCSEModel.from_pretrained('{name}').save_pretrained(folder)."
+        )
+
+
+def _take_language_model(backbone: Any, name: str) -> PreTrainedModel:
+    """The part of a model of texts and images that reads texts."""
+    part = getattr(backbone, "language_model", None)
+    if not isinstance(part, PreTrainedModel):
+        raise InputError(
+            f"'{name}' is a {backbone.config.model_type} without a language model by itself. "
+            "Choose a model of text, such as bert-base-uncased."
+        )
+    logger.info("%s: only the language model is used, a %s.", name, part.config.model_type)
+    part.config._name_or_path = name
+    return part
 
 
 def explain_code(name: str, error: Exception) -> str:
@@ -143,16 +210,27 @@ def enable_packing(backbone: PreTrainedModel) -> int | None:
         if not backbone._can_set_attn_implementation():
             return None
         expected = _probe_padded(backbone)
+        if not is_finite(expected):
+            raise not_finite(f"What {type(backbone).__name__} computes", expected.dtype)
         backbone.set_attn_implementation(ATTENTION_NAME)
         for offset in _position_offsets(backbone.config):
             if _is_close(_probe_packed(backbone, offset), expected):
                 return offset
+    except InputError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         logger.debug("packed probe of %s: %s", type(backbone).__name__, error)
     finally:
         backbone.train(was_training)
     backbone.set_attn_implementation(usual)
     return None
+
+
+def first_position(backbone: Any) -> int:
+    """Where positions are counted from: RoBERTa's relatives start behind their padding token."""
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    padding = getattr(table, "padding_idx", None)
+    return 0 if padding is None else padding + 1
 
 
 def _has_pooling_layer(config: PreTrainedConfig) -> bool:
@@ -214,12 +292,32 @@ def run_packed(
         kwargs: For the backbone's forward.
     """
     indices = dict(indices)
-    positions = indices.pop("position_ids") + offset
+    positions = indices.pop("position_ids")
+    if offset:
+        positions = _count_behind_padding(input_ids, positions, offset - 1)
     # A four-dimensional mask is handed to the attention as it is: no [T, T] mask is built.
     marker = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
     return backbone(
         input_ids=input_ids, attention_mask=marker, position_ids=positions, **indices, **kwargs
     )
+
+
+def _count_behind_padding(input_ids: Tensor, positions: Tensor, padding: int) -> Tensor:
+    """Positions as RoBERTa counts them: from behind its padding token's number, passing over it.
+
+    A text can hold the padding token; that one stands at its own number, and the next one where it
+    would have stood.
+
+    Args:
+        input_ids: [1, T].
+        positions: [1, T], counted from 0 in every sentence.
+        padding: The token's number.
+    """
+    counted = (input_ids != padding).long()
+    up_to_here = counted.cumsum(1)
+    # What was counted before each sentence, carried on to its end.
+    before = ((up_to_here - counted) * (positions == 0)).cummax(1).values
+    return (up_to_here - before) * counted + padding
 
 
 def _is_close(found: Tensor, expected: Tensor) -> bool:

@@ -10,7 +10,8 @@ Linear layers in float32 go through oneDNN, as those in bfloat16 do anyway, rath
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,12 +21,25 @@ from torch.autograd.function import once_differentiable
 _STEPS = 2**16  # of a random number of 16 bits
 
 
-def speed_up(module: nn.Module) -> None:
-    """Turn the layers within into those of this file, in place; no name or weight changes."""
-    for layer in module.modules():
-        faster = _FASTER.get(type(layer))
-        if faster is not None and not getattr(layer, "inplace", False):
-            layer.__class__ = faster
+@contextmanager
+def use_cpu_kernels(module: nn.Module, enabled: bool = True) -> Iterator[None]:
+    """Let the linear layers and dropouts within compute by those of this file for a while.
+
+    Afterwards they are torch's again: what quantizes, traces or compiles a model looks at classes.
+
+    Args:
+        module: No name and no weight of it changes.
+        enabled: False: change nothing.
+    """
+    layers = [m for m in module.modules() if _has_kernel(m)] if enabled else []
+    for layer in layers:
+        layer.__class__ = _FASTER[type(layer)]
+    try:
+        yield
+    finally:
+        for layer in layers:
+            if type(layer) in _TORCHS:  # an engine may have made something else of it
+                layer.__class__ = _TORCHS[type(layer)]
 
 
 def dropout_mask(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
@@ -65,11 +79,17 @@ class Linear(nn.Linear):
         """[..., in_features] -> [..., out_features]."""
         if not _suits_onednn(x, self.weight):
             return super().forward(x)
-        out: Tensor = _Linear.apply(x, self.weight, self.bias)
-        return out
+        # Flat, for what a Function returns must be no view: some models change it in place.
+        out: Tensor = _Linear.apply(x.flatten(0, -2), self.weight, self.bias)
+        return out.view(*x.shape[:-1], -1)
 
 
 _FASTER: dict[type[nn.Module], type[nn.Module]] = {nn.Dropout: Dropout, nn.Linear: Linear}
+_TORCHS = {ours: theirs for theirs, ours in _FASTER.items()}
+
+
+def _has_kernel(layer: nn.Module) -> bool:
+    return type(layer) in _FASTER and not getattr(layer, "inplace", False)
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -79,6 +99,7 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and x.numel() > 0
+        and x.dim() > 1
         and torch.backends.mkldnn.is_available()
         # What torch's own compiler calls, for want of a public name.
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -102,9 +123,8 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
-        rows = gradient.flatten(0, -2)
         return (
             _multiply(gradient, weight.T) if of_x else None,
-            rows.T @ x.flatten(0, -2) if of_weight else None,
-            rows.sum(0) if of_bias else None,
+            gradient.T @ x if of_weight else None,
+            gradient.sum(0) if of_bias else None,
         )

@@ -26,7 +26,10 @@ def is_decoder(config: PreTrainedConfig) -> bool:
 
 def is_bidirectional(config: PreTrainedConfig) -> bool:
     """Whether a decoder's configuration lets it attend to both sides; not asked of encoders."""
-    return getattr(config, "is_causal", True) is False
+    return (
+        getattr(config, "is_causal", True) is False
+        or getattr(config, "use_bidirectional_attention", False) is True
+    )
 
 
 def set_attention(
@@ -48,11 +51,16 @@ def set_attention(
     if bidirectional is not None and is_decoder(config):
         if bidirectional or is_bidirectional(config):
             config.is_causal = not bidirectional
+            # Gemma 3's own key, which other tools read of Llama, Mistral and Qwen too. transformers
+            # writes the window of a Gemma so that reading, which halves it, gives it back.
+            config.use_bidirectional_attention = bidirectional
     elif bidirectional is False:
         raise InputError(
             f"bidirectional_attention is false, but {config.model_type} is an encoder and always "
             "attends to both sides. Leave the option out."
         )
+    if getattr(config, "is_causal", True) is False:  # as folders of version 0.1.0 say it
+        config.use_bidirectional_attention = True
     if dropout is not None:
         name = next((name for name in _ATTENTION_DROPOUT if hasattr(config, name)), None)
         if name is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,8 @@ from tqdm.auto import tqdm
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.batching import build_batch
+from simcse_trainer.model.cpu_layers import use_cpu_kernels
+from simcse_trainer.model.finite import is_finite, not_finite
 from simcse_trainer.model.tokenizer import check_texts, count_word_embeddings
 from simcse_trainer.model.tokenizer import tokenize as _tokenize
 
@@ -47,8 +50,8 @@ def encode(
             as engines want it that spread the weights.
 
     Returns:
-        [n, D], or [D] for one text; float32 (float64 for a float64 model), on the CPU, not
-        normalised.
+        [n, D], or [D] for one text; float32 (float64 for a float64 model), on the CPU; of length 1
+        only where `model.normalize_embeddings` says so.
 
     Raises:
         InputError: The model has no tokenizer, something that is no text, or an embedding that is
@@ -77,13 +80,24 @@ def encode(
                 padding_free=model.padding_free,
                 pad_token_id=model.pad_token_id,
             )
-            out = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+            on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            with use_cpu_kernels(model, model.use_cpu_kernels):
+                out = model(**on_device)
             if turn < len(batches):
                 result[order[rows]] = out.embeddings.cpu().to(result.dtype)
+                if not is_finite(out.embeddings):
+                    raise not_finite(*_find_text(model, sentences, out.embeddings, order[rows]))
     finally:
         model.full_precision = False
         model.train(was_training)
     return result
+
+
+def _find_text(
+    model: SimCSEModel, texts: Sequence[str], embeddings: Tensor, order: Sequence[int]
+) -> tuple[str, torch.dtype]:
+    row = int((~embeddings.isfinite().all(1)).nonzero()[0, 0])
+    return f"The embedding of {shorten(texts[order[row]], 60)!r}", model.backbone.dtype
 
 
 def _result_type(model: SimCSEModel) -> torch.dtype:

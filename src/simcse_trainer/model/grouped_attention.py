@@ -63,7 +63,7 @@ def grouped_attention(
         out: Tensor = _GroupedAttention.apply(
             query, key, value, biases, shapes, *rows, key_mask, scaling, dropout
         )
-    return out
+    return out.view(query.shape)
 
 
 def _bias(mask: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
@@ -124,15 +124,16 @@ class _GroupedAttention(torch.autograd.Function):
         for kept, values, part in zip(_drop(weights, drop), vs, outs, strict=True):
             torch.bmm(kept, values, out=part)
         ctx.save_for_backward(q, k, v, drop, pad_rows, unpad_rows, key_mask, *weights)
-        ctx.options = shapes, scaling
-        return out.index_select(0, unpad_rows).view(query.shape)
+        ctx.options, ctx.tokens = (shapes, scaling), len(query)
+        # [T * H, D], for what a Function returns must be no view: it may be changed in place.
+        return out.index_select(0, unpad_rows)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         shapes, scaling = ctx.options
         q, k, v, drop, pad_rows, unpad_rows, key_mask, *weights = ctx.saved_tensors
-        outer = gradient.reshape(-1, gradient.shape[2]).index_select(0, pad_rows)
+        outer = gradient.index_select(0, pad_rows)
         _clear_padding(outer, key_mask, shapes)
         grads = [torch.empty_like(x) for x in (q, k, v)]
         qs, ks, vs, outers, dqs, dks, dvs = (_by_group(x, shapes) for x in (q, k, v, outer, *grads))
@@ -143,7 +144,9 @@ class _GroupedAttention(torch.autograd.Function):
             scores = torch._softmax_backward_data(inner, w, -1, w.dtype).mul_(scaling)
             torch.bmm(scores, ks[i], out=dqs[i])
             torch.bmm(scores.mT, qs[i], out=dks[i])
-        return (*(x.index_select(0, unpad_rows).view(gradient.shape) for x in grads), *[None] * 7)
+        heads = len(gradient) // ctx.tokens
+        found = (x.index_select(0, unpad_rows).unflatten(0, (ctx.tokens, heads)) for x in grads)
+        return (*found, *[None] * 7)
 
 
 def _by_group(rows: Tensor, shapes: Shapes) -> list[Tensor]:

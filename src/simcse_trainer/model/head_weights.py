@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.heads import MLMHead, ProjectionHead
-from simcse_trainer.model.layout import Layout, find_file
+from simcse_trainer.model.layout import Layout, find_file, read_tensors
 
 TRAINING_HEADS = "training_heads.safetensors"
 
@@ -19,7 +18,7 @@ TRAINING_HEADS = "training_heads.safetensors"
 def saved_heads(path: str, hub: dict[str, Any]) -> dict[str, Tensor]:
     """What `training_heads.safetensors` of a checkpoint holds."""
     found = find_file(path, TRAINING_HEADS, **hub)
-    return {} if found is None else load_file(found)
+    return {} if found is None else read_tensors(found)
 
 
 def head_sizes(
@@ -98,5 +97,7 @@ def load_mlm_head(
     if weights:
         head = MLMHead.from_config(backbone.config)
         head.load_state_dict(weights, strict=False)  # a shared parameter is stored once
-        return head
-    return MLMHead.from_pretrained(path, backbone.config, **options) if wanted else None
+        return head.to(_type_of(backbone))
+    if not wanted:
+        return None
+    return MLMHead.from_pretrained(path, backbone.config, **options).to(_type_of(backbone))

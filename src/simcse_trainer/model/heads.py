@@ -64,6 +64,7 @@ class MLMHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states [M, D] of M tokens -> [M, vocabulary]."""
+        hidden = hidden.to(next(self.parameters()).dtype)
         logits: Tensor = self.masked_lm(inputs_embeds=hidden[None]).logits[0]
         return logits
 

@@ -15,7 +15,7 @@ import json
 import re
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,19 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, zeros
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.pooling import LAYER_PAIRS
+from simcse_trainer.tensor_files import check_downloaded, explain_torn
 
 TRANSFORMER = "sentence_transformers.models.Transformer"
 POOLING = "sentence_transformers.models.Pooling"
 LAYER_POOLING = "sentence_transformers.models.WeightedLayerPooling"
 DENSE = "sentence_transformers.models.Dense"
+NORMALIZE = "sentence_transformers.models.Normalize"
 # No such class: sentence-transformers names it in its error, and gives no wrong embedding.
 REFUSED = "simcse_trainer.BidirectionalAdapterToBeMergedFirst"
 
@@ -56,7 +59,7 @@ _POOLING_FLAGS = {
 }
 
 
-# What `Layout` can say, in order; cosines do not see whether the length is normalised.
+# What `Layout` can say, in order.
 _MODULES = re.compile(
     rf"(Transformer|{REFUSED.rsplit('.', 1)[-1]}) "
     r"(WeightedLayerPooling )?Pooling (Dense )?(Normalize )?"
@@ -77,6 +80,9 @@ class Layout:
         dense: State dict of the projection head (`linear.weight`, `linear.bias`), or None.
         prompts: Name -> text before a text, for who asks for it by name.
         default_prompt: The text before every text, where there is one; only read.
+        normalize: Embeddings have the length 1.
+        include_prompt: Tokens of a named prompt are pooled too.
+        do_lower_case: Texts are put into small letters first; only read.
     """
 
     pooling_mode: str
@@ -84,6 +90,9 @@ class Layout:
     dense: dict[str, Tensor] | None
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
+    normalize: bool = False
+    include_prompt: bool = True
+    do_lower_case: bool = False
 
 
 def write_layout(
@@ -123,6 +132,8 @@ def write_layout(
         config = {"word_embedding_dimension": hidden_size, "layer_start": 0}
         add(LAYER_POOLING, config | {"num_hidden_layers": num_layers}, {"layer_weights": weights})
     flags = {flag: mode == token_pooling for mode, flag in _POOLING_FLAGS.items()}
+    if not layout.include_prompt:
+        flags["include_prompt"] = False
     add(POOLING, {"word_embedding_dimension": hidden_size, **flags})
     if layout.dense is not None:
         out_features, in_features = layout.dense["linear.weight"].shape
@@ -136,6 +147,8 @@ def write_layout(
             },
             layout.dense,
         )
+    if layout.normalize:
+        modules.append((f"{len(modules)}_Normalize", NORMALIZE))
     _write_json(
         folder / "modules.json",
         [
@@ -184,7 +197,7 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
             f"'{name_or_path}' has the modules {found}; SimCSE models consist of Transformer, "
             "Pooling, Dense and Normalize, the last two optional. Use another checkpoint."
         )
-    pooling_mode, dense, layer_pair = "mean", None, None
+    layout = Layout("mean", None, None, normalize="Normalize" in kinds)
     for kind, module in zip(kinds[1:], modules[1:], strict=True):
         path = module["path"]
         if kind == "Normalize":
@@ -192,17 +205,51 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
         config: dict[str, Any] = read(f"{path}/config.json") or {}
         if not config and hub.get("assume_absent"):
             continue  # the caller says how it is read
-        if kind == "WeightedLayerPooling":
-            layer_pair = _layer_pair(read(f"{path}/model.safetensors", load_file), name_or_path)
-        elif kind == "Pooling":
-            pooling_mode = _pooling_mode(config, name_or_path)
-        elif kind == "Dense":
-            dense = _dense(config, read(f"{path}/model.safetensors", load_file), name_or_path)
-    length = (read("sentence_bert_config.json") or {}).get("max_seq_length")
+        weights = read(f"{path}/model.safetensors", read_tensors)
+        layout = replace(layout, **_READ_MODULE[kind](config, weights, layout, name_or_path))
+    reading: dict[str, Any] = next(filter(None, map(read, _TRANSFORMER_CONFIGS)), {})
+    _check_settings(reading, "Transformer", name_or_path)
     said = read("config_sentence_transformers.json") or {}
+    _check_settings(said, "SentenceTransformer", name_or_path)
     prompts = {name: text for name, text in (said.get("prompts") or {}).items() if text}
     default = prompts.pop(said.get("default_prompt_name") or "", None)
-    return Layout(layer_pair or pooling_mode, length, dense, prompts, default)
+    if default and not layout.include_prompt:
+        raise UnsupportedModulesError(
+            f"'{name_or_path}' pools without the tokens of its default prompt (include_prompt "
+            "false), which SimCSE does not. Use another checkpoint."
+        )
+    return replace(
+        layout,
+        max_seq_length=reading.get("max_seq_length"),
+        do_lower_case=reading.get("do_lower_case") is True,
+        prompts=prompts,
+        default_prompt=default,
+    )
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Return what a file of safetensors holds.
+
+    Raises:
+        InputError: A Git LFS pointer, or a damaged file.
+    """
+    check_downloaded(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise explain_torn(path, error) from None
+
+
+def _check_settings(config: dict[str, Any], kind: str, source: str) -> None:
+    """Raise for a setting that would be dropped, and has another value than its default."""
+    for name, value in config.items():
+        known = _SETTINGS[kind].get(name, _UNKNOWN)
+        if value in (None, {}, []) or known is _ANY or (known is not _UNKNOWN and value in known):
+            continue
+        raise UnsupportedModulesError(
+            f"'{source}': its {kind} has {name} {json.dumps(value)}, which SimCSE does not know. "
+            "Use another checkpoint."
+        )
 
 
 def find_file(
@@ -280,7 +327,8 @@ def _find_here(path: Path) -> Path | None:
         raise InputError(f"{path} cannot be read: {error.strerror}. Give access to it.") from None
 
 
-def _pooling_mode(config: dict[str, Any], source: str) -> str:
+def _read_pooling(config: dict[str, Any], _: Any, layout: Layout, source: str) -> dict[str, Any]:
+    _check_settings(config, "Pooling", source)
     modes = config.get("pooling_mode")
     if modes is None:
         flags = {flag: mode for mode, flag in _POOLING_FLAGS.items()}
@@ -293,23 +341,36 @@ def _pooling_mode(config: dict[str, Any], source: str) -> str:
             f"'{source}' pools by {' + '.join(modes) or 'nothing'}; expected one of "
             f"{', '.join(_POOLING_FLAGS)}. Use another checkpoint."
         )
-    return str(modes[0])
+    pair = layout.pooling_mode in LAYER_PAIRS
+    if pair and modes[0] != "mean":
+        raise UnsupportedModulesError(
+            f"'{source}' pools the mean of two layers by {modes[0]}; SimCSE only by mean. Use "
+            "another checkpoint."
+        )
+    mode = layout.pooling_mode if pair else str(modes[0])
+    return {"pooling_mode": mode, "include_prompt": config.get("include_prompt") is not False}
 
 
-def _layer_pair(weights: dict[str, Tensor], source: str) -> str:
-    used = weights["layer_weights"].nonzero()[:, 0].tolist()
-    for mode, pair in LAYER_PAIRS.items():
-        if used == sorted(range(len(weights["layer_weights"]))[layer] for layer in pair):
-            return mode
+def _read_layer_pair(
+    config: dict[str, Any], weights: dict[str, Tensor], _: Layout, source: str
+) -> dict[str, Any]:
+    _check_settings(config, "WeightedLayerPooling", source)
+    found = weights["layer_weights"]
+    used = found.nonzero()[:, 0].tolist()
+    if not config.get("layer_start") and len(set(found[used].tolist())) == 1:
+        for mode, pair in LAYER_PAIRS.items():
+            if used == sorted(range(len(found))[layer] for layer in pair):
+                return {"pooling_mode": mode}
     raise UnsupportedModulesError(
-        f"'{source}' averages the layers {used}; SimCSE knows {', '.join(LAYER_PAIRS)}. "
-        "Use another checkpoint."
+        f"'{source}' averages layers with the weights {found.tolist()}; SimCSE knows "
+        f"{', '.join(LAYER_PAIRS)}. Use another checkpoint."
     )
 
 
-def _dense(
-    config: dict[str, Any], weights: dict[str, Tensor] | None, source: str
-) -> dict[str, Tensor]:
+def _read_dense(
+    config: dict[str, Any], weights: dict[str, Tensor] | None, _: Layout, source: str
+) -> dict[str, Any]:
+    _check_settings(config, "Dense", source)
     activation = config.get("activation_function", "").rsplit(".", 1)[-1]
     if activation != "Tanh" or weights is None or "linear.bias" not in weights:
         raise UnsupportedModulesError(
@@ -317,11 +378,66 @@ def _dense(
             "projection head is a linear layer with bias and Tanh, as safetensors. "
             "Use another checkpoint."
         )
-    return weights
+    return {"dense": weights}
+
+
+_READ_MODULE: dict[str, Callable[..., dict[str, Any]]] = {
+    "WeightedLayerPooling": _read_layer_pair,
+    "Pooling": _read_pooling,
+    "Dense": _read_dense,
+}
+# Where any version of sentence-transformers keeps what its Transformer is told.
+_TRANSFORMER_CONFIGS = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_ANY, _UNKNOWN = object(), object()
+_EMBEDDING = ("sentence_embedding",)
+# Of each module the settings that are read here, or change nothing with the values given.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "Transformer": {
+        **dict.fromkeys(("max_seq_length", "do_lower_case", "unpad_inputs", "model_args"), _ANY),
+        "transformer_task": ("feature-extraction",),
+        "module_output_name": ("token_embeddings",),
+        "modality_config": (
+            {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+        ),
+    },
+    "SentenceTransformer": {
+        **dict.fromkeys(("__version__", "prompts", "default_prompt_name"), _ANY),
+        "similarity_fn_name": _ANY,
+        "model_type": ("SentenceTransformer",),
+    },
+    "Pooling": dict.fromkeys(
+        (
+            "pooling_mode",
+            "pooling_mode_mean_sqrt_len_tokens",
+            "include_prompt",
+            "word_embedding_dimension",
+            "embedding_dimension",
+            *_POOLING_FLAGS.values(),
+        ),
+        _ANY,
+    ),
+    "WeightedLayerPooling": dict.fromkeys(
+        ("word_embedding_dimension", "embedding_dimension", "layer_start", "num_hidden_layers"),
+        _ANY,
+    ),
+    "Dense": {
+        **dict.fromkeys(("in_features", "out_features", "bias", "activation_function"), _ANY),
+        "module_input_name": _EMBEDDING,
+        "module_output_name": _EMBEDDING,
+        "use_residual": (False,),
+    },
+}
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    check_downloaded(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise explain_torn(path, error) from None
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -18,11 +18,11 @@ from simcse_trainer.model.adapter_folder import (
     find_base,
     read_adapter,
 )
-from simcse_trainer.model.adapters import add_adapter, load_adapter
-from simcse_trainer.model.backbones import explain_code, load_backbone
+from simcse_trainer.model.adapters import add_adapter
+from simcse_trainer.model.backbones import explain_code, first_position, load_backbone
 from simcse_trainer.model.choices import PROJECTION_HEADS
-from simcse_trainer.model.cpu_layers import speed_up
 from simcse_trainer.model.decoders import default_pooling, is_decoder, pad_on_the_right
+from simcse_trainer.model.foreign_adapters import load_adapter
 from simcse_trainer.model.head_weights import (
     load_head,
     load_mlm_head,
@@ -31,7 +31,8 @@ from simcse_trainer.model.head_weights import (
 from simcse_trainer.model.layout import Layout, find_file, read_layout
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.packaged import resolve_packaged
-from simcse_trainer.model.prompts import TEXT, apply_prompt
+from simcse_trainer.model.prompts import TEXT, apply_prompt, ends_by_itself, lower_case
+from simcse_trainer.model.tokenizer import choose_padding_token
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -55,6 +56,7 @@ def load_model(
     mlm_head: bool = False,
     max_seq_length: int | None = None,
     padding_free: bool = True,
+    normalize_embeddings: bool | None = None,
     prompt: str | None = None,
     append_eos_token: bool | None = None,
     lora: LoraConfig | None = None,
@@ -78,6 +80,8 @@ def load_model(
         mlm_head: Also load the checkpoint's masked-language-model head.
         max_seq_length: By default what the folder says, else all that the backbone has room for.
         padding_free: Pack batches where that is exact.
+        normalize_embeddings: Give them the length 1. By default what the folder says, else not:
+            so that `AutoModel` and pooling give the same embedding.
         prompt: A template with `{text}` that is put around every text from now on.
         append_eos_token: End texts with the end-of-text token; by default for plain decoders.
         lora: Freeze the backbone and train an adapter: a new one, or that of the folder.
@@ -100,8 +104,8 @@ def load_model(
     source = _find_source(resolve_packaged(name_or_path), base_model, hub, said)
     options["bits"] = _choose_bits(source, load_in_4bit, load_in_8bit)
     projection_head = _check_head(projection_head, source)
-    by_pooler = projection_head == "pooler"
-    backbone = _load_backbone(source, pooling_layer=by_pooler, **trust, **options)
+    options |= {"pooling_layer": projection_head == "pooler", "whole": lora is not None}
+    backbone = _load_backbone(source, **trust, **options)
     tokenizer = _load_tokenizer(source, trust, prompt, append_eos_token, backbone)
     saved = saved_heads(source.path, {**hub, "assume_absent": said})
     pooling_mode = pooling_mode or default_pooling(source.layout, backbone.config)
@@ -119,9 +123,8 @@ def load_model(
     )
     if source.adapter is not None or lora is not None:
         model.base_weights = describe_base(source.base_path, backbone, source.base_hub)
-    model.prompts = dict(source.layout.prompts) if source.layout else {}
+    _take_layout(model, source.layout, normalize_embeddings)
     model.max_seq_length = choose_max_length(max_seq_length, source.layout, model)
-    speed_up(model)
     if check_complete(Path(name_or_path)) != manifest:
         raise InputError(f"'{name_or_path}' was replaced while it was read. Load it again.")
     _log_choices(model, name_or_path, asked=padding_free)
@@ -186,14 +189,15 @@ def _check_head(projection_head: str | None, source: _Source) -> str | None:
 def _load_backbone(source: _Source, **options: Any) -> Any:
     if source.adapter is None:
         return load_backbone(source.base_path, **source.base_hub, **options)
+    options["whole"] = True
     if source.adapter.base.bidirectional:
         options.setdefault("bidirectional_attention", True)
     try:
         backbone = load_backbone(source.base_path, **source.base_hub, **options)
     except InputError as error:
         raise InputError(
-            f"The adapter in '{source.path}' needs its base model. {error} If that is elsewhere "
-            "now, pass its name as base_model."
+            f"The adapter in '{source.path}' needs its base model. {error} Where that is elsewhere "
+            "now, pass --base_model with its folder or name."
         ) from error
     check_base(source.adapter.base, source.base_path, source.path, source.base_hub)
     return backbone
@@ -228,22 +232,36 @@ def _load_tokenizer(
     path, hub = (source.path, source.hub) if own else (source.base_path, source.base_hub)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **hub, **trust)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise InputError(
             explain_code(path, error)
             or f"No tokenizer could be loaded from '{path}': {str(error).strip().splitlines()[0]} "
             "A model folder needs its tokenizer files beside config.json."
         ) from error
     if append_eos is None:
-        append_eos = source.layout is None and is_decoder(backbone.config)
+        # A text that ends with a special token already needs no second one.
+        append_eos = (
+            source.layout is None and is_decoder(backbone.config) and not ends_by_itself(tokenizer)
+        )
+    if source.layout is not None and source.layout.do_lower_case:
+        tokenizer = lower_case(tokenizer)
     default = source.layout.default_prompt if source.layout else None
     if default:
         tokenizer = apply_prompt(tokenizer, default + TEXT, append_eos=append_eos)
     tokenizer = apply_prompt(tokenizer, prompt, append_eos=append_eos)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    choose_padding_token(tokenizer, backbone.config)
     pad_on_the_right(tokenizer, backbone, path, trained=source.layout is not None)
     return tokenizer
+
+
+def _take_layout(model: SimCSEModel, layout: Layout | None, normalize: bool | None) -> None:
+    """What a folder says of its embeddings beside pooling, head and length."""
+    if layout is not None:
+        model.prompts = dict(layout.prompts)
+        model.include_prompt = layout.include_prompt
+        model.normalize_embeddings = layout.normalize
+    if normalize is not None:
+        model.normalize_embeddings = normalize
 
 
 def choose_max_length(asked: int | None, layout: Layout | None, model: SimCSEModel) -> int:
@@ -253,10 +271,7 @@ def choose_max_length(asked: int | None, layout: Layout | None, model: SimCSEMod
         InputError: More is asked for than the backbone has room for, or too little.
     """
     positions = getattr(model.config, "max_position_embeddings", None) or _UNLIMITED
-    table = getattr(getattr(model.backbone, "embeddings", None), "position_embeddings", None)
-    padding = getattr(table, "padding_idx", None)
-    # RoBERTa's relatives count from behind their padding token's number, packed or not.
-    room = positions - (0 if padding is None else padding + 1)
+    room = positions - first_position(model.backbone)
     assert model.tokenizer is not None
     around = len(model.tokenizer("")["input_ids"])
     if asked is not None and not max(2, around + 1) <= asked <= room:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
@@ -31,7 +32,7 @@ class SimCSEOutput(ModelOutput):
     """What a forward pass gives.
 
     Attributes:
-        embeddings: [N, D], one per sentence, not normalised.
+        embeddings: [N, D], one per sentence; of length 1 only where the model says so.
         mlm_loss: Scalar, only if masked tokens were given.
     """
 
@@ -54,9 +55,11 @@ class SimCSEModel(nn.Module):
         mlm_head: For the auxiliary objective, or None.
         max_seq_length: Longer texts are cut, in tokens, special ones included.
         padding_free: Pack batches if the backbone then computes the same as with padding.
+        normalize_embeddings: Give embeddings the length 1 at inference; training is by cosine.
 
     Attributes:
         dropout: False switches all dropout off, also in training.
+        use_cpu_kernels: Let `encode` and the Trainer compute faster on a CPU; see `cpu_layers`.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class SimCSEModel(nn.Module):
         mlm_head: MLMHead | None = None,
         max_seq_length: int = 512,
         padding_free: bool = True,
+        normalize_embeddings: bool = False,
     ):
         super().__init__()
         if pooling_mode not in POOLING_MODES:
@@ -84,9 +88,11 @@ class SimCSEModel(nn.Module):
         self.mlp_only_train = mlp_only_train
         self.mlm_head = mlm_head
         self.max_seq_length = max_seq_length
+        self.normalize_embeddings = normalize_embeddings
         # Named prompts of a sentence-transformers model, which only pass through.
         self.prompts: dict[str, str] = {}
         # What an adapter was trained on, for the folder that it is saved in.
+        self.include_prompt = True
         self.base_weights: BaseWeights | None = None
         # Decoders would keep keys and values for tokens to come.
         self._call_options = {"use_cache": False} if is_decoder(backbone.config) else {}
@@ -95,6 +101,7 @@ class SimCSEModel(nn.Module):
         self.full_precision = False
         self.head_use_is_a_guess = False
         self.dropout = True
+        self.use_cpu_kernels = True
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> SimCSEModel:
@@ -173,6 +180,8 @@ class SimCSEModel(nn.Module):
             embeddings = pool(hidden, lengths, self.pooling_mode)
             if self.head is not None and self._uses_head(self.training):
                 embeddings = self.head(embeddings.to(self.head.dense.weight.dtype))
+            if self.normalize_embeddings and not self.training:
+                embeddings = normalize(embeddings, dim=1)
             if mlm_input_ids is None or mlm_labels is None:
                 return SimCSEOutput(embeddings=embeddings)
             hidden, _ = self._hidden(mlm_input_ids, attention_mask, lengths, indices, last=True)
@@ -273,4 +282,25 @@ class SimCSEModel(nn.Module):
         if attention_mask is not None:
             return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **layers)
         assert self.position_offset is not None
-        return run_packed(self.backbone, input_ids, indices, self.position_offset, **layers)
+        with _scaled_noise(self.get_input_embeddings(), input_ids, indices):
+            return run_packed(self.backbone, input_ids, indices, self.position_offset, **layers)
+
+
+@contextmanager
+def _scaled_noise(embeddings: Any, input_ids: Tensor, indices: dict[str, Any]) -> Iterator[None]:
+    """Let the Trainer's NEFTune draw the noise that the padded batch would get.
+
+    Its size is alpha / sqrt(L * D) (Jain et al. 2023, algorithm 1), where transformers takes for L
+    the second dimension of its input: of a packed batch the tokens of all sentences.
+    """
+    alpha = getattr(embeddings, "neftune_noise_alpha", None)
+    if alpha is None:
+        yield
+        return
+    shapes = indices.get("group_shapes") or (indices["pad_index"].shape,)
+    longest = max(length for _, length in shapes)
+    embeddings.neftune_noise_alpha = alpha * (input_ids.shape[1] / longest) ** 0.5
+    try:
+        yield
+    finally:
+        embeddings.neftune_noise_alpha = alpha

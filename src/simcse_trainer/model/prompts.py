@@ -7,12 +7,12 @@ template's tokens become some: whoever loads `tokenizer.json` applies it.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tokenizers import Tokenizer
-from tokenizers.normalizers import Prepend
+from tokenizers.normalizers import Lowercase, Prepend
 from tokenizers.normalizers import Sequence as Normalizers
-from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from simcse_trainer.errors import InputError
@@ -27,6 +27,28 @@ def prompt_of(tokenizer: Any) -> str | None:
     """The template that a tokenizer applies, if `apply_prompt` gave it one."""
     found = tokenizer.init_kwargs.get(PROMPT_KEY) if tokenizer is not None else None
     return str(found) if found else None
+
+
+def ends_by_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer ends texts with a special token, whichever it is."""
+    return bool(_special_ids(tokenizer)[1])
+
+
+def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that puts texts into small letters first, as `do_lower_case` asks for it.
+
+    Raises:
+        InputError: A tokenizer that cannot do it.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"do_lower_case is true, but this {type(tokenizer).__name__} has no tokenizer.json, "
+            "in which it could be said. Use another checkpoint."
+        )
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    rest = [backend.normalizer] if backend.normalizer is not None else []
+    backend.normalizer = Normalizers([Lowercase(), *rest])
+    return _rebuild(tokenizer, backend, prompt_of(tokenizer))
 
 
 def apply_prompt(
@@ -57,8 +79,9 @@ def apply_prompt(
     prefix, _, suffix = (prompt or TEXT).partition(TEXT)
     prefix_ids, space = _prefix_ids(tokenizer, prefix)
     before, after = before + prefix_ids, _suffix_ids(tokenizer, suffix) + after + eos
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.post_processor = _template(tokenizer, before, after)
+    said = json.loads(tokenizer.backend_tokenizer.to_str())
+    said["post_processor"] = _template(tokenizer, before, after)
+    backend = Tokenizer.from_str(json.dumps(said))
     if space:
         # Bytes follow the prompt's last word as they would in running text.
         rest = [backend.normalizer] if backend.normalizer is not None else []
@@ -121,15 +144,27 @@ def _suffix_ids(tokenizer: PreTrainedTokenizerBase, suffix: str) -> list[int]:
     return joint[len(word) :] if joint[: len(word)] == word else _ids(tokenizer, suffix)
 
 
-def _template(tokenizer: Any, before: list[int], after: list[int]) -> TemplateProcessing:
-    tokens = [
-        {"id": name, "ids": ids, "tokens": tokenizer.convert_ids_to_tokens(ids)}
-        for name, ids in (("before", before), ("after", after))
-        if ids
-    ]
-    names = [token["id"] for token in tokens]
-    single = [name for name in ("before", "$A", "after") if name in (*names, "$A")]
-    return TemplateProcessing(single=single, special_tokens=tokens)
+def _template(tokenizer: Any, before: list[int], after: list[int]) -> dict[str, Any]:
+    """`TemplateProcessing` as JSON, in which a token may be called `:`.
+
+    Each token has an entry of its own, whose id is the token's text: some readers take the one for
+    the other.
+    """
+    names = {i: tokenizer.convert_ids_to_tokens(i) for i in (*before, *after)}
+
+    def piece(name: str, kind: str = "SpecialToken", part: int = 0) -> dict[str, Any]:
+        return {kind: {"id": name, "type_id": part}}
+
+    start, end = ([piece(names[i]) for i in ids] for ids in (before, after))
+    text, second = piece("A", "Sequence"), piece("B", "Sequence", 1)
+    return {
+        "type": "TemplateProcessing",
+        "single": [*start, text, *end],
+        "pair": [*start, text, second, *end],
+        "special_tokens": {
+            name: {"id": name, "ids": [i], "tokens": [name]} for i, name in names.items()
+        },
+    }
 
 
 def _rebuild(

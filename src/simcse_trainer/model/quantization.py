@@ -53,6 +53,11 @@ def bits_of(backbone: Any) -> int | None:
     return 4 if config.load_in_4bit else 8
 
 
+def is_quantized(backbone: Any) -> bool:
+    """Whether weights are quantised, by whatever method: they cannot be trained or merged."""
+    return getattr(backbone, "hf_quantizer", None) is not None
+
+
 def describe_quantization(backbone: Any) -> dict[str, Any] | None:
     """As JSON, for other loaders; None: not quantised."""
     if bits_of(backbone) is None:

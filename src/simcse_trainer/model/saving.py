@@ -7,6 +7,7 @@ also hold what only training uses, in `training_heads.safetensors`, so that a ru
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -21,10 +22,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from simcse_trainer.errors import InputError
-from simcse_trainer.model.adapter_folder import ADAPTER_FILE, HIDDEN, write_adapter
+from simcse_trainer.model.adapter_folder import (
+    ADAPTER_FILE,
+    HIDDEN,
+    BaseWeights,
+    find_base,
+    write_adapter,
+)
 from simcse_trainer.model.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    active_adapter,
     base_of,
     fill,
     has_adapter,
@@ -33,17 +41,28 @@ from simcse_trainer.model.adapters import (
 )
 from simcse_trainer.model.backbones import load_quietly
 from simcse_trainer.model.decoders import is_bidirectional
+from simcse_trainer.model.finite import is_finite, not_finite
 from simcse_trainer.model.head_weights import TRAINING_HEADS, saved_heads
-from simcse_trainer.model.layout import REFUSED, TRANSFORMER, Layout, read_layout, write_layout
+from simcse_trainer.model.layout import (
+    REFUSED,
+    TRANSFORMER,
+    Layout,
+    find_file,
+    read_layout,
+    write_layout,
+)
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.pooling import LAYER_PAIRS
+from simcse_trainer.model.portable import add_older_keys, save_tokenizer
 from simcse_trainer.model.quantization import bits_of, describe_quantization
+from simcse_trainer.model.tokenizer import choose_padding_token, count_word_embeddings
 from simcse_trainer.output_folder import (
     ForeignFilesError,
     list_files,
     make_tmp,
     replace_files,
 )
+from simcse_trainer.tensor_files import follow_umask
 
 logger = logging.getLogger(__name__)
 
@@ -99,15 +118,41 @@ def save_model(
     if state_dict is not None and not state_dict:
         raise RuntimeError("this process was given no weights to save")
     state = model.state_dict() if state_dict is None else state_dict
+    _check_finite(model, state)
     form = choose_lora_save(model, lora_save)
     if form in ("merged", "both") and state_dict is not None:
         logger.warning("Weights that are spread over processes are not merged: see %s.", folder)
         form = "adapter"
-    if form != "both":
-        _write(model, folder, state, as_adapter=form == "adapter", training_heads=training_heads)
-        return
-    _write(model, folder, state, as_adapter=False, training_heads=training_heads)
-    _write(model, folder / ADAPTER_BESIDE, state, as_adapter=True, training_heads=False)
+    as_adapter = form == "adapter"
+    _write(model, folder, state, as_adapter=as_adapter, training_heads=training_heads)
+    if form == "both":
+        _write(model, folder / ADAPTER_BESIDE, state, as_adapter=True, training_heads=False)
+    follow_umask(folder)
+    if has_adapter(model.backbone) and form != "adapter":
+        check_merged(model, folder)
+
+
+# A few texts of several lengths and scripts, to compare two models by.
+_PROBE_TEXTS = ("A woman is reading.", "12 kg of rice", "서울은 오늘 비가 온다.", "a")
+
+
+def check_merged(model: SimCSEModel, folder: Path) -> None:
+    """Read a merged model again and compare it with the one that has the adapter.
+
+    Raises:
+        InputError: A weight has no place, or a place no weight; or embeddings differ.
+    """
+    from simcse_trainer.model.loading import load_model
+
+    saved = load_model(str(folder), dtype=base_of(model.backbone).dtype, padding_free=False)
+    expected, found = (one.encode(_PROBE_TEXTS) for one in (model, saved))
+    exact = base_of(model.backbone).dtype in (torch.float32, torch.float64)
+    off = float((found - expected).abs().max() / expected.abs().max())
+    if not off <= (1e-3 if exact else 5e-2):
+        raise InputError(
+            f"The merged model computes something else than the adapter on its base: embeddings "
+            f"are {off:.2g} of their size apart. It was not kept; use the adapter as it is."
+        )
 
 
 def choose_lora_save(model: SimCSEModel, asked: str | None) -> str | None:
@@ -123,6 +168,8 @@ def choose_lora_save(model: SimCSEModel, asked: str | None) -> str | None:
         if asked is not None:
             raise InputError(f"lora_save is '{asked}', but the model has no adapter: --use_lora.")
         return None
+    active_adapter(model.backbone)
+    _check_rows(model)
     bits = bits_of(base_of(model.backbone))
     if bits is not None and asked in ("merged", "both"):
         raise InputError(
@@ -132,6 +179,28 @@ def choose_lora_save(model: SimCSEModel, asked: str | None) -> str | None:
     if asked is not None or bits is not None:
         return asked or "adapter"
     return "merged" if is_bidirectional(model.config) else "adapter"
+
+
+def _check_finite(model: SimCSEModel, state: Mapping[str, Tensor]) -> None:
+    for name, _ in model.named_parameters():
+        tensor = state.get(name)
+        if tensor is not None and tensor.is_floating_point() and not is_finite(tensor):
+            raise not_finite(f"The weight {name}", tensor.dtype)
+
+
+def _check_rows(model: SimCSEModel) -> None:
+    """Refuse an adapter on more word embeddings than its base has: it does not hold them."""
+    config = base_of(model.backbone).config
+    base = model.base_weights or BaseWeights(config._name_or_path)
+    path = find_file(find_base(base), "config.json", revision=base.revision, assume_absent=True)
+    said = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    rows, found = said.get("vocab_size"), count_word_embeddings(model.backbone)
+    if rows is not None and found is not None and rows != found:
+        raise InputError(
+            f"The model has {found} word embeddings and its base '{base.name}' {rows}: an adapter "
+            "does not hold the others. Save the resized model first, in a folder of its own, and "
+            "put the adapter on that."
+        )
 
 
 def restore_model(model: SimCSEModel, folder: Path) -> None:
@@ -215,13 +284,20 @@ def _write_beside(
 ) -> None:
     """Write the tokenizer and the layout: all but the backbone."""
     if model.tokenizer is not None:
-        model.tokenizer.model_max_length = model.max_seq_length
-        model.tokenizer.save_pretrained(folder)
+        choose_padding_token(model.tokenizer, model.config)
+        save_tokenizer(model.tokenizer, folder, model.max_seq_length)
     dense = {name.replace("dense.", "linear."): tensor for name, tensor in exported.items()}
     refused = as_adapter and is_bidirectional(model.config)
     write_layout(
         folder,
-        Layout(model.pooling_mode, model.max_seq_length, dense or None, model.prompts),
+        Layout(
+            model.pooling_mode,
+            model.max_seq_length,
+            dense or None,
+            model.prompts,
+            normalize=model.normalize_embeddings,
+            include_prompt=model.include_prompt,
+        ),
         hidden_size=model.config.hidden_size,
         num_layers=model.config.num_hidden_layers,
         transformer=REFUSED if refused else TRANSFORMER,
@@ -278,6 +354,7 @@ def _save_backbone(model: SimCSEModel, folder: Path, state: dict[str, Tensor]) -
     config.output_hidden_states = model.pooling_mode in LAYER_PAIRS
     backbone.save_pretrained(folder, state_dict=state)
     config.output_hidden_states = read_layers
+    add_older_keys(folder / "config.json")
 
 
 def _save_training_heads(model: SimCSEModel, folder: Path, state: Mapping[str, Tensor]) -> None:

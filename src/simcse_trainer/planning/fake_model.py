@@ -16,6 +16,7 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.model.adapter_folder import read_adapter
 from simcse_trainer.model.adapters import add_adapter
 from simcse_trainer.model.attention import ATTENTION_NAME
+from simcse_trainer.model.backbones import first_position
 from simcse_trainer.model.decoders import default_pooling, set_attention
 from simcse_trainer.model.head_weights import head_sizes
 from simcse_trainer.model.heads import MLMHead, ProjectionHead
@@ -136,7 +137,7 @@ def _build(model_args: ModelArguments, source: Source, mlm_head: bool) -> SimCSE
         max_seq_length=model_args.max_seq_length or source.max_seq_length,
         padding_free=False,  # which would be tried with values
     )
-    model.position_offset = 0 if packed else None
+    model.position_offset = first_position(model.backbone) if packed else None
     return model
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from simcse_trainer.model.cpu_layers import Dropout, Linear, dropout_mask, speed_up
+from simcse_trainer.model.cpu_layers import Dropout, Linear, dropout_mask, use_cpu_kernels
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.9])
@@ -48,7 +48,12 @@ def test_masks_follow_the_generator():
 def test_every_dropout_layer_is_replaced_and_does_the_same():
     model = nn.Sequential(nn.Dropout(0.5), nn.ModuleDict({"a": nn.Dropout(0.1), "b": nn.GELU()}))
     model.eval()
-    speed_up(model)
+    with use_cpu_kernels(model):
+        check_dropouts(model)
+    assert {type(m) for m in model.modules()} == {nn.Sequential, nn.Dropout, nn.ModuleDict, nn.GELU}
+
+
+def check_dropouts(model):
     assert [type(m) for m in model.modules() if isinstance(m, nn.Dropout)] == [Dropout] * 2
     assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.5, 0.1]
     x = torch.ones(10, 1000, requires_grad=True)
@@ -67,34 +72,35 @@ def test_linear_layers_compute_what_they_did(shape, bias):
     layer = nn.Linear(24, 40, bias=bias)
     x = torch.randn(shape, requires_grad=True)
     results = []
-    for _ in range(2):
-        out = layer(x)
+    for ours in (False, True):
+        with use_cpu_kernels(layer, ours):
+            assert type(layer) is (Linear if ours else nn.Linear)
+            out = layer(x)
         out.square().sum().backward()
         results.append(
             [out.detach(), x.grad.clone(), *(p.grad.clone() for p in layer.parameters())]
         )
         x.grad = None
         layer.zero_grad()
-        speed_up(layer)
-        assert type(layer) is Linear
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_frozen_weights_get_no_gradient():
     layer = nn.Linear(8, 8).requires_grad_(False)
-    speed_up(layer)
     x = torch.randn(3, 8, requires_grad=True)
-    layer(x).sum().backward()
+    with use_cpu_kernels(layer):
+        layer(x).sum().backward()
     assert x.grad is not None
     assert layer.weight.grad is None
 
 
 def test_other_precisions_are_left_to_torch():
     layer = nn.Linear(8, 8)
-    speed_up(layer)
     x = torch.randn(3, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert layer(x).dtype == torch.bfloat16
-    assert layer.double()(x.double()).dtype == torch.float64
-    assert layer.float()(torch.empty(0, 8)).shape == (0, 8)
+    with use_cpu_kernels(layer):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert layer.double()(x.double()).dtype == torch.float64
+        assert layer.float()(torch.empty(0, 8)).shape == (0, 8)
+        assert layer(x[0]).shape == (8,)
