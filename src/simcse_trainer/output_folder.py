@@ -211,9 +211,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     if path.is_dir():
-        if os.name == "nt":  # where a folder cannot be opened
+        if os.name == "nt":
             return
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except PermissionError:  # some file systems open no folder, as Windows does not
+            return
     else:
         descriptor = os.open(path, os.O_RDWR)
     try:

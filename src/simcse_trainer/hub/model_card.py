@@ -56,6 +56,9 @@ def render_card(facts: CardFacts, template: str | None = None) -> str:
     return str(card)
 
 
+_TEMPLATE = "model_card_template.md"
+
+
 def read_template(path: str | None) -> str:
     """A template's text, the project's own by default.
 
@@ -63,7 +66,9 @@ def read_template(path: str | None) -> str:
         InputError: The user's own cannot be read, does not render, or leaves out the metadata.
     """
     if path is None:
-        own = files("simcse_trainer").joinpath("model_card_template.md")
+        own = files("simcse_trainer").joinpath(_TEMPLATE)
+        if not own.is_file():  # a checkout keeps it where people look for it
+            own = Path(__file__).parents[3] / _TEMPLATE
         return own.read_text(encoding="utf-8")
     try:
         template = Path(path).read_text(encoding="utf-8")

@@ -24,6 +24,7 @@ from torch import Tensor, float32, tensor
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.inference.vectors import Vectors
+from simcse_trainer.tensor_files import follow_umask
 
 PROBE_TEXTS = ("A woman is reading.", "12 kg of rice", "서울은 오늘 비가 온다.")
 
@@ -95,6 +96,7 @@ def write_index(folder: Path, index: SavedIndex, maker: Maker) -> None:
             "sha256": {name: _sha256(staged / name) for name in (_VECTORS, _SENTENCES)},
         }
         (staged / _HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+        follow_umask(staged)
         replaced = Path(aside) / "replaced"
         if folder.exists():
             folder.rename(replaced)

@@ -85,13 +85,12 @@ def load_model(
         prompt: A template with `{text}` that is put around every text from now on.
         append_eos_token: End texts with the end-of-text token; by default for plain decoders.
         lora: Freeze the backbone and train an adapter: a new one, or that of the folder.
-        load_in_4bit: Quantise the backbone; by default as the folder's adapter was trained.
+        load_in_4bit: Quantise the backbone; by default as its adapter was trained.
         load_in_8bit: The same in 8 bits.
         base_model: The backbone of an adapter, where it is not where it was.
         revision: Of the Hub repository.
         token: For the Hub.
-        options: For `load_backbone`, and what that knows of `from_pretrained`. Code that comes with
-            a model is run with `trust_remote_code`, and refused without.
+        options: For `load_backbone` and `from_pretrained`; `trust_remote_code` runs a model's code.
 
     Raises:
         InputError: Nothing there, or something that SimCSE cannot represent.
@@ -99,8 +98,7 @@ def load_model(
     hub = {"revision": revision, "token": token}
     # Then no file that could not be asked for would tell anything else.
     said = pooling_mode is not None and projection_head is not None
-    trust = {"trust_remote_code": bool(options.pop("trust_remote_code", False))}
-    manifest = check_complete(Path(name_or_path))
+    trust, manifest = _pop_trust(options), check_complete(Path(name_or_path))
     source = _find_source(resolve_packaged(name_or_path), base_model, hub, said)
     options["bits"] = _choose_bits(source, load_in_4bit, load_in_8bit)
     projection_head = _check_head(projection_head, source)
@@ -129,6 +127,10 @@ def load_model(
         raise InputError(f"'{name_or_path}' was replaced while it was read. Load it again.")
     _log_choices(model, name_or_path, asked=padding_free)
     return model
+
+
+def _pop_trust(options: dict[str, Any]) -> dict[str, bool]:
+    return {"trust_remote_code": bool(options.pop("trust_remote_code", False))}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,19 @@
 """Masks of the asked share and scale, which follow torch's generator; products as torch's."""
 
+import dataclasses
+
 import pytest
 import torch
+from conftest import save_tiny, tiny_backbone, tiny_tokenizer
+from datasets import Dataset
 from torch import nn
 
-from simcse_trainer.model.cpu_layers import Dropout, Linear, dropout_mask, use_cpu_kernels
+from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
+from simcse_trainer.model import cpu_layers
+from simcse_trainer.model.cpu_layers import Dropout, Linear, dropout_mask
+
+# By name, so that the tests of what broke in use run where it did.
+use_cpu_kernels = getattr(cpu_layers, "use_cpu_kernels", None)
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.9])
@@ -104,3 +113,106 @@ def test_other_precisions_are_left_to_torch():
         assert layer.double()(x.double()).dtype == torch.float64
         assert layer.float()(torch.empty(0, 8)).shape == (0, 8)
         assert layer(x[0]).shape == (8,)
+
+
+def sentences(count=6, start=0):
+    words = ["a", "man", "is", "eating", "the", "food", "dog", "cat", "runs", "sleeps"]
+    return [" ".join(words[: 1 + (i + start) % 9]) for i in range(count)]
+
+
+@pytest.mark.parametrize("family", ["longformer", "roc_bert", "big_bird", "nystromformer", "bert"])
+@pytest.mark.field("26a")
+def test_a_family_that_changes_what_a_layer_returns_trains(family, tmp_path):
+    """Some divide queries in place: what a layer returns must not be a view."""
+    changes = {"longformer": {"attention_window": 4, "pad_token_id": 0}}.get(family, {})
+    model = SimCSEModel(tiny_backbone(family, **changes), tiny_tokenizer(), pooling_mode="mean")
+    args = SimCSETrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True,
+        per_device_train_batch_size=6, save_strategy="no",
+    )  # fmt: skip
+    trainer = SimCSETrainer(model, args, Dataset.from_dict({"sent0": sentences()}))
+    try:
+        trainer.train()
+    except RuntimeError as error:
+        raise AssertionError(f"{family}: {error}") from error
+    assert trainer.state.log_history
+
+
+@pytest.mark.field("26b")
+@pytest.mark.parametrize("options", [{}, {"mini_batch_size": "3"}])
+def test_torch_compile_trains_and_saves(options, tmp_path):
+    model = SimCSEModel(tiny_backbone(), tiny_tokenizer(), pooling_mode="mean")
+    args = SimCSETrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, report_to=[], use_cpu=True, torch_compile=True,
+        per_device_train_batch_size=6, save_strategy="no", torch_compile_backend="aot_eager",
+        **options,
+    )  # fmt: skip
+    trainer = SimCSETrainer(model, args, Dataset.from_dict({"sent0": sentences(12)}))
+    try:
+        trainer.train()
+    except Exception as error:
+        raise AssertionError(f"torch_compile: {error!r}"[:500]) from error
+    trainer.save_model()
+    saved = SimCSEModel.from_pretrained(tmp_path).encode(sentences())
+    torch.testing.assert_close(saved, trainer.encode(sentences()))
+
+
+@pytest.mark.field("26c")
+def test_dynamic_quantization_finds_every_linear_layer(tmp_path):
+    model = SimCSEModel.from_pretrained(save_tiny(tmp_path), pooling_mode="mean")
+    count = sum(isinstance(m, nn.Linear) for m in model.backbone.modules())
+    expected = model.encode(sentences())
+    quantized = torch.ao.quantization.quantize_dynamic(model.backbone, {nn.Linear}, torch.qint8)
+    kind = torch.ao.nn.quantized.dynamic.Linear
+    assert sum(isinstance(m, kind) for m in quantized.modules()) == count > 0
+    model.backbone = quantized
+    found = model.encode(sentences())
+    assert float(torch.cosine_similarity(found, expected).min()) > 0.99
+    assert not torch.equal(found, expected)
+
+
+@pytest.mark.field("26d")
+def test_a_loaded_model_can_be_traced(tmp_path):
+    model = SimCSEModel.from_pretrained(save_tiny(tmp_path), pooling_mode="mean").eval()
+    ids = torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0]])
+    mask = (ids != 0).long()
+    backbone = model.backbone
+    backbone.config.return_dict = False
+
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = backbone
+
+        def forward(self, ids, mask):
+            return self.backbone(input_ids=ids, attention_mask=mask)[0]
+
+    try:
+        traced = torch.jit.trace(Hidden().eval(), (ids, mask))
+    except Exception as error:
+        raise AssertionError(f"jit.trace: {error!r}"[:300]) from error
+    torch.testing.assert_close(traced(ids, mask), Hidden().eval()(ids, mask))
+    names = {node.scopeName() for node in traced.inlined_graph.nodes()}
+    assert names
+
+
+@pytest.mark.field("26e")
+@pytest.mark.parametrize("use", [True, False])
+def test_the_kernels_are_at_work_only_while_the_trainer_or_encode_compute(use, tmp_path):
+    kinds = set()
+    model = SimCSEModel(tiny_backbone(), tiny_tokenizer(), pooling_mode="mean")
+    layer = next(m for m in model.backbone.modules() if isinstance(m, nn.Linear))
+    layer.register_forward_hook(lambda module, *_: kinds.add(type(module)))
+    names = {f.name for f in dataclasses.fields(SimCSETrainingArguments)}
+    assert "use_cpu_kernels" in names
+    args = SimCSETrainingArguments(
+        output_dir=str(tmp_path), max_steps=1, report_to=[], use_cpu=True, use_cpu_kernels=use,
+        per_device_train_batch_size=6, save_strategy="no",
+    )  # fmt: skip
+    trainer = SimCSETrainer(model, args, Dataset.from_dict({"sent0": sentences()}))
+    assert trainer.data_collator.grouped is use
+    kinds.clear()  # whether there is dropout was tried without
+    trainer.train()
+    trainer.encode(sentences())
+    assert kinds == {Linear if use else nn.Linear}
+    assert not [m for m in model.modules() if type(m) in (Linear, Dropout)]
