@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 # Kinds of peft 0.21 that are read; the others put tokens before a text, choose between experts, or
 # need a model of one family. docs/large_backbones.md has the table, and a test tries each row.
 _READ = """
-ADALORA ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LN_TUNING
+ADALORA ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING
 LOHA LOKR LORA MISS OFT PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS
 UNILORA VBLORA VERA WAVEFT
 """
@@ -84,7 +84,7 @@ def load_adapter(
             name_or_path,
             config=config,
             is_trainable=is_trainable,
-            key_mapping={rf"^{re.escape(_ROOT + prefix)}": _ROOT} if prefix else None,
+            key_mapping={rf"^{re.escape(prefix)}": ""} if prefix else None,
             **where,
             **hub,
         )
