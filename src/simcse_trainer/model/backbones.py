@@ -77,6 +77,7 @@ def load_backbone(
     try:
         config = AutoConfig.from_pretrained(name_or_path, **hub)
         text_config = _check_family(name_or_path, config, whole)
+        on_disk = getattr(config, "quantization_config", None) is not None
         proof = bidirectional_attention and is_decoder(text_config)
         proof = proof and not is_bidirectional(text_config)
         set_attention(text_config, bidirectional=bidirectional_attention, dropout=attention_dropout)
@@ -90,8 +91,12 @@ def load_backbone(
     if text_config is not config:
         backbone = _take_language_model(backbone, name_or_path)
     if is_quantized(backbone):
+        backbone.quantized_on_disk = on_disk
         keep_differentiable(backbone)
-        backbone = backbone.dequantize() if dequantize else backbone
+        if dequantize:
+            backbone = backbone.dequantize()
+            # What undoes the conversions of loading; of those of few bits there is no undoing.
+            backbone._weight_conversions = None
     if proof:
         check_bidirectional(backbone)
     return backbone

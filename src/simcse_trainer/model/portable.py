@@ -67,11 +67,10 @@ def _older_rope(family: Any, rope: Any) -> dict[str, Any]:
 
 
 def _scaling(rope: dict[str, Any]) -> dict[str, Any]:
-    kind = rope.get("rope_type", "default")
-    if kind == "default":
+    if rope.get("rope_type", "default") == "default":
         return {}
     apart = ("rope_theta", "partial_rotary_factor")
-    return {"rope_scaling": {k: v for k, v in rope.items() if k not in apart} | {"type": kind}}
+    return {"rope_scaling": {k: v for k, v in rope.items() if k not in apart}}
 
 
 def _read(said: dict[str, Any]) -> dict[str, Any]:
@@ -80,13 +79,7 @@ def _read(said: dict[str, Any]) -> dict[str, Any]:
 
     said = dict(said)
     config: PreTrainedConfig = AutoConfig.for_model(said.pop("model_type"), **said)
-    read = config.to_dict()
-    # The spelling of a type that both forms have.
-    rope = json.loads(json.dumps(read.get("rope_parameters")))
-    for one in (rope, *(rope or {}).values()):
-        if isinstance(one, dict):
-            one.pop("type", None)
-    return {k: v for k, v in read.items() if k != "rope_scaling"} | {"rope_parameters": rope}
+    return config.to_dict()
 
 
 def save_tokenizer(tokenizer: Any, folder: Path, max_seq_length: int) -> None:

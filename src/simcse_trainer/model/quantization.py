@@ -59,8 +59,8 @@ def is_quantized(backbone: Any) -> bool:
 
 
 def describe_quantization(backbone: Any) -> dict[str, Any] | None:
-    """As JSON, for other loaders; None: not quantised."""
-    if bits_of(backbone) is None:
+    """As JSON, for other loaders; None: not quantised, or its own folder says it already."""
+    if bits_of(backbone) is None or getattr(backbone, "quantized_on_disk", False):
         return None
     described: dict[str, Any] = backbone.config.quantization_config.to_dict()
     return described
