@@ -239,6 +239,7 @@ def _describe_model(model: SimCSEModel, lora_save: str | None) -> dict[str, Any]
         "pooling_mode": model.pooling_mode,
         "dimensions": model.embedding_dimension,
         "max_seq_length": model.max_seq_length,
+        "normalized": model.normalize_embeddings,
         "projection_head": _HEADS[model.mlp_only_train is not False if model.head else None],
         "head_folder": f"{module}_Dense" if at_inference else "",
         "pooler_output": at_inference

@@ -28,6 +28,7 @@ REFUSED_OPTIONS = {
     "use_liger_kernel": "its kernels are for the logits of language models; leave it out",
     "liger_kernel_config": "its kernels are for the logits of language models; leave it out",
     "use_cache": "keys and values for tokens to come are of no use to embeddings; leave it out",
+    "logging_nan_inf_filter": "a loss that is not finite ends the run; leave it out",
     "parallelism_config": "sequences and tensors are not split here; leave it out, or use FSDP2",
     "debug": "its hooks fail on the masks of attention; leave it out, and use "
     "torch.autograd.set_detect_anomaly",

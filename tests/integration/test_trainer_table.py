@@ -310,7 +310,8 @@ ELSEWHERE = {
     "data_seed": f"{_HERE}/test_trainer_table.py::test_seeds",
     "ignore_data_skip": f"{_HERE}/test_trainer_table.py::test_data_that_is_not_skipped",
     "length_column_name": f"{_HERE}/test_trainer_table.py::test_rows_of_like_length_come_together",
-    "logging_nan_inf_filter": f"{_HERE}/test_trainer_table.py::test_losses_that_are_not_finite",
+    "neftune_noise_alpha": "tests/unit/model/test_taken_for_granted.py::"
+    "test_neftune_noise_of_a_packed_batch_is_that_of_the_padded_one",
 }
 # Option -> who reads it: nothing of ours stands between.
 PASSED_ON = {
@@ -474,7 +475,6 @@ def value_of(name: str) -> object:
         "include_for_metrics": ["loss"],
         "liger_kernel_config": {"rope": True},
         "eval_accumulation_steps": 3,
-        "neftune_noise_alpha": 5.0,
         "label_smoothing_factor": 0.1,
         "parallelism_config": object(),
         "debug": ["underflow_overflow"],
@@ -502,7 +502,7 @@ REFUSED = [
     "use_liger_kernel",
     "liger_kernel_config",
     "use_cache",
-    "neftune_noise_alpha",
+    "logging_nan_inf_filter",
     "parallelism_config",
     "enable_jit_checkpoint",
     "save_on_each_node",
@@ -559,6 +559,7 @@ def test_a_method_without_meaning_says_what_to_call(name, tmp_path):
 
 
 @pytest.mark.field("20d")
+@pytest.mark.field("24b")
 def test_rows_of_like_length_come_together(tmp_path):
     both = {"seed": 3, "per_device_train_batch_size": 2}
     args = build_args(tmp_path, train_sampling_strategy="group_by_length", **both)
@@ -623,17 +624,6 @@ def test_data_that_is_not_skipped(tmp_path):
     resumed = run(again, max_steps=4, ignore_data_skip=True)
     resumed.train(resume_from_checkpoint=True)
     assert again[0] == whole[0]
-
-
-@pytest.mark.parametrize("filtered", [True, False])
-def test_losses_that_are_not_finite(filtered, tmp_path):
-    args = build_args(tmp_path, max_steps=2, logging_nan_inf_filter=filtered)
-    trainer = SimCSETrainer(build_model(), args, TRIPLETS)
-    original = trainer.training_step
-    trainer.training_step = lambda *given: original(*given) * float("nan")
-    trainer.train()
-    logged = torch.tensor([one["loss"] for one in losses(trainer)])
-    assert bool(logged.isfinite().all()) == filtered
 
 
 def test_target_modules_of_an_optimizer(tmp_path):

@@ -34,6 +34,7 @@ class CardFacts:
         pooling_mode: How tokens become a sentence embedding.
         dimensions: D of the embeddings.
         max_seq_length: In tokens.
+        normalized: Embeddings have the length 1.
         projection_head: In words.
         head_folder: Folder of the head in the model's, where inference uses it.
         pooler_output: `AutoModel` gives the embedding under this name.
@@ -73,6 +74,7 @@ class CardFacts:
     pooling_mode: str
     dimensions: int
     max_seq_length: int
+    normalized: bool = False
     projection_head: str = ""
     head_folder: str = ""
     pooler_output: bool = False

@@ -85,7 +85,7 @@ def load_backbone(
             options["add_pooling_layer"] = False
         if bits is not None:
             options |= quantized_loading(bits, config, device)
-        backbone = load_quietly(AutoModel, name_or_path, config=config, **options)
+        backbone: Any = load_quietly(AutoModel, name_or_path, config=config, **options)
     except _LOADING_ERRORS as error:
         raise _explain_loading(name_or_path, error) from error
     if text_config is not config:
@@ -99,7 +99,8 @@ def load_backbone(
             backbone._weight_conversions = None
     if proof:
         check_bidirectional(backbone)
-    return backbone
+    loaded: PreTrainedModel = backbone
+    return loaded
 
 
 # What transformers raises about a model, a package that is missing, or a file.
