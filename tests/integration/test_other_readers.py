@@ -463,3 +463,18 @@ def test_layers_of_other_weights_are_not_averaged_as_equal(tmp_path):
     except Exception as error:
         found = error
     assert isinstance(found, InputError), found
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_the_card_says_the_length_of_embeddings(normalized, tmp_path):
+    from simcse_trainer.describing import write_merged_card
+    from simcse_trainer.files import CARD
+
+    base = save_tiny(tmp_path / "base", "llama")
+    model = SimCSEModel.from_pretrained(
+        base, lora=lora_config(r=2), normalize_embeddings=normalized
+    )
+    model.save_pretrained(tmp_path / "merged", lora_save="merged")
+    write_merged_card(model, tmp_path / "merged")
+    text = (tmp_path / "merged" / CARD).read_text(encoding="utf-8")
+    assert f"| Length of an embedding | {'1 |' if normalized else 'any: '}" in text

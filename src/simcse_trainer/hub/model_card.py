@@ -106,6 +106,7 @@ def template_values(facts: CardFacts) -> dict[str, Any]:
         "pooling_mode": facts.pooling_mode,
         "dimensions": facts.dimensions,
         "max_seq_length": facts.max_seq_length,
+        "normalized": facts.normalized,
         "projection_head": escape(facts.projection_head),
         "head_folder": facts.head_folder,
         "pooler_output": facts.pooler_output,
