@@ -57,10 +57,10 @@ def explain_torn(path: Path, error: Exception) -> InputError:
 def check_files(folder: Path) -> None:
     """Raise InputError where a file in a folder is a pointer, or weights are damaged."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_file() and path.suffix in (".safetensors", ".bin", ".json", ".model"):
+        if path.is_file():
             check_downloaded(path)
-            if path.suffix == ".safetensors":
-                read_header(path)
+        if path.suffix == ".safetensors":
+            read_header(path)
 
 
 def follow_umask(folder: Path) -> None:

@@ -202,6 +202,15 @@ def restore_adapter(backbone: Any, folder: Path) -> None:
     if {n: x.shape for n, x in saved.items()} != {n: x.shape for n, x in own.items()}:
         raise RuntimeError("its adapter has other layers or another rank")
     fill(own, saved)
+    if any(
+        not torch.equal(x.cpu(), saved[n].to(x.dtype)) for n, x in _whole(adapter_state(backbone))
+    ):
+        raise RuntimeError("its adapter is of a kind that cannot be written in place")
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that are not spread over processes."""
+    return ((n, x) for n, x in tensors.items() if not hasattr(x, "device_mesh"))
 
 
 def adapter_state(backbone: Any) -> dict[str, Tensor]:

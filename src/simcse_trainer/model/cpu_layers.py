@@ -29,9 +29,11 @@ def use_cpu_kernels(module: nn.Module, enabled: bool = True) -> Iterator[None]:
 
     Args:
         module: No name and no weight of it changes.
-        enabled: False: change nothing.
+        enabled: False: change nothing. Nor is anything changed where a part of it is compiled.
     """
-    layers = [m for m in module.modules() if _has_kernel(m)] if enabled else []
+    layers = list(filter(_has_kernel, module.modules())) if enabled else []
+    if any(map(_is_compiled, module.modules())):
+        layers = []
     for layer in layers:
         layer.__class__ = _FASTER[type(layer)]
     try:
@@ -86,6 +88,10 @@ class Linear(nn.Linear):
 
 _FASTER: dict[type[nn.Module], type[nn.Module]] = {nn.Dropout: Dropout, nn.Linear: Linear}
 _TORCHS = {ours: theirs for theirs, ours in _FASTER.items()}
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _has_kernel(layer: nn.Module) -> bool:

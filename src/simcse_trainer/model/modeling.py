@@ -179,7 +179,9 @@ class SimCSEModel(nn.Module):
             hidden, lengths = self._hidden(input_ids, attention_mask, lengths, indices)
             embeddings = pool(hidden, lengths, self.pooling_mode)
             if self.head is not None and self._uses_head(self.training):
-                embeddings = self.head(embeddings.to(self.head.dense.weight.dtype))
+                # Of a layer that torch has quantised, `weight` is a method.
+                dtype = getattr(self.head.dense.weight, "dtype", torch.float32)
+                embeddings = self.head(embeddings.to(dtype))
             if self.normalize_embeddings and not self.training:
                 embeddings = normalize(embeddings, dim=1)
             if mlm_input_ids is None or mlm_labels is None:

@@ -74,7 +74,7 @@ def apply_prompt(
     eos = [tokenizer.eos_token_id] if append_eos else []
     if after[-1:] == eos:
         eos = []
-    if prompt is None and not eos:
+    if prompt is None and not eos and not _has_invented_ids(tokenizer):
         return tokenizer
     prefix, _, suffix = (prompt or TEXT).partition(TEXT)
     prefix_ids, space = _prefix_ids(tokenizer, prefix)
@@ -142,6 +142,15 @@ def _suffix_ids(tokenizer: PreTrainedTokenizerBase, suffix: str) -> list[int]:
     """Tokens of the part behind the text, as they are behind a word."""
     joint, word = _ids(tokenizer, _WORD + suffix), _ids(tokenizer, _WORD)
     return joint[len(word) :] if joint[: len(word)] == word else _ids(tokenizer, suffix)
+
+
+def _has_invented_ids(tokenizer: Any) -> bool:
+    """Whether a template calls its tokens by other names, as version 0.1.0 did once."""
+    if prompt_of(tokenizer) is None or not tokenizer.is_fast:
+        return False
+    said = json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"] or {}
+    tokens = said.get("special_tokens", {}) if said.get("type") == "TemplateProcessing" else {}
+    return any([name] != token["tokens"] for name, token in tokens.items())
 
 
 def _template(tokenizer: Any, before: list[int], after: list[int]) -> dict[str, Any]:

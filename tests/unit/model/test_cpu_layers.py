@@ -216,3 +216,29 @@ def test_the_kernels_are_at_work_only_while_the_trainer_or_encode_compute(use, t
     trainer.encode(sentences())
     assert kinds == {Linear if use else nn.Linear}
     assert not [m for m in model.modules() if type(m) in (Linear, Dropout)]
+
+
+@pytest.mark.field("26c")
+def test_a_quantized_model_with_a_head_embeds(tmp_path):
+    name = save_tiny(tmp_path)
+    model = SimCSEModel.from_pretrained(name, pooling_mode="cls", mlp_only_train=False).eval()
+    expected = model.encode(sentences())
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+    kind = torch.ao.nn.quantized.dynamic.Linear
+    assert isinstance(quantized.head.dense, kind)
+    found = quantized.encode(sentences())
+    assert float(torch.cosine_similarity(found, expected).min()) > 0.98
+
+
+@pytest.mark.parametrize("how", ["torch.compile", "in place"])
+def test_a_compiled_backbone_is_left_as_it_is(tmp_path, how):
+    model = SimCSEModel.from_pretrained(save_tiny(tmp_path), pooling_mode="mean")
+    expected, kinds = model.encode(sentences()), set()
+    layer = next(m for m in model.backbone.modules() if isinstance(m, nn.Linear))
+    layer.register_forward_hook(lambda module, *_: kinds.add(type(module)))
+    if how == "in place":
+        model.backbone.compile(backend="eager")
+    else:
+        model.backbone = torch.compile(model.backbone, backend="eager")
+    torch.testing.assert_close(model.encode(sentences()), expected)
+    assert kinds == {nn.Linear}

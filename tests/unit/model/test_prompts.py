@@ -152,3 +152,38 @@ def test_a_prompt_that_leaves_no_room_is_refused(tmp_path):
         "max_seq_length is 8",
         "take 8",
     )
+
+
+def test_a_template_of_version_0_1_0_is_saved_as_others_read_it(tmp_path):
+    """Its tokens were called `before` and `after`, which only transformers resolved."""
+    model = SimCSEModel.from_pretrained(
+        save_tiny(tmp_path / "base", "qwen3"), prompt=PROMPT_OF_WORDS
+    )
+    model.save_pretrained(tmp_path / "old")
+    path = tmp_path / "old/tokenizer.json"
+    said = json.loads(path.read_text(encoding="utf-8"))
+    ids = model.tokenizer("a")["input_ids"]
+    names = [model.tokenizer.convert_ids_to_tokens(i) for i in ids]
+    place = names.index("a")
+    parts = {"before": slice(None, place), "after": slice(place + 1, None)}
+    single = [{"SpecialToken": {"id": name, "type_id": 0}} for name in parts]
+    single.insert(1, {"Sequence": {"id": "A", "type_id": 0}})
+    said["post_processor"] |= {
+        "single": single,
+        "special_tokens": {
+            name: {"id": name, "ids": ids[part], "tokens": names[part]}
+            for name, part in parts.items()
+        },
+    }
+    path.write_text(json.dumps(said), encoding="utf-8")
+    (tmp_path / "old/simcse_manifest.json").unlink(missing_ok=True)
+    old = SimCSEModel.from_pretrained(tmp_path / "old")
+    assert old.tokenizer("a")["input_ids"] == ids
+    old.save_pretrained(tmp_path / "new")
+    said = json.loads((tmp_path / "new/tokenizer.json").read_text(encoding="utf-8"))
+    assert "before" not in said["post_processor"]["special_tokens"]
+    new = SimCSEModel.from_pretrained(tmp_path / "new")
+    assert new.tokenizer("a")["input_ids"] == ids
+
+
+PROMPT_OF_WORDS = "the big {text} sleeps"
