@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.batching import build_batch
 from simcse_trainer.model.cpu_layers import use_cpu_kernels
-from simcse_trainer.model.finite import is_finite, not_finite
+from simcse_trainer.model.finite import not_finite
 from simcse_trainer.model.tokenizer import check_texts, count_word_embeddings
 from simcse_trainer.model.tokenizer import tokenize as _tokenize
 
@@ -73,31 +73,26 @@ def encode(
         most = _TOKENS_PER_CPU_THREAD * torch.get_num_threads()
         batches = _cut(lengths, batch_size, most if model.device.type == "cpu" else sum(lengths))
         turns = range(rank, math.ceil(len(batches) / world) * world, world)
-        for turn in tqdm(turns, desc="Encoding", disable=not show_progress_bar):
-            rows = batches[turn % len(batches)]
-            batch = build_batch(
-                [token_ids[i] for i in order[rows]],
-                padding_free=model.padding_free,
-                pad_token_id=model.pad_token_id,
-            )
-            on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            with use_cpu_kernels(model, model.use_cpu_kernels):
-                out = model(**on_device)
-            if turn < len(batches):
-                result[order[rows]] = out.embeddings.cpu().to(result.dtype)
-                if not is_finite(out.embeddings):
-                    raise not_finite(*_find_text(model, sentences, out.embeddings, order[rows]))
+        bar = tqdm(turns, desc="Encoding", disable=not show_progress_bar)
+        with use_cpu_kernels(model, model.use_cpu_kernels):
+            for turn in bar:
+                rows = batches[turn % len(batches)]
+                batch = build_batch(
+                    [token_ids[i] for i in order[rows]],
+                    padding_free=model.padding_free,
+                    pad_token_id=model.pad_token_id,
+                )
+                out = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
+                if turn < len(batches):
+                    result[order[rows]] = out.embeddings.cpu().to(result.dtype)
+        bad = (~result.isfinite().all(1)).nonzero()
+        if len(bad):
+            text = shorten(sentences[int(bad[0, 0])], 60)
+            raise not_finite(f"The embedding of {text!r}", model.backbone.dtype)
     finally:
         model.full_precision = False
         model.train(was_training)
     return result
-
-
-def _find_text(
-    model: SimCSEModel, texts: Sequence[str], embeddings: Tensor, order: Sequence[int]
-) -> tuple[str, torch.dtype]:
-    row = int((~embeddings.isfinite().all(1)).nonzero()[0, 0])
-    return f"The embedding of {shorten(texts[order[row]], 60)!r}", model.backbone.dtype
 
 
 def _result_type(model: SimCSEModel) -> torch.dtype:
