@@ -11,12 +11,14 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -47,7 +49,6 @@ from simcse_trainer.model.layout import (
     REFUSED,
     TRANSFORMER,
     Layout,
-    find_file,
     read_layout,
     write_layout,
 )
@@ -144,7 +145,15 @@ def check_merged(model: SimCSEModel, folder: Path) -> None:
     """
     from simcse_trainer.model.loading import load_model
 
-    saved = load_model(str(folder), dtype=base_of(model.backbone).dtype, padding_free=False)
+    if model.tokenizer is None:
+        return  # nothing could be embedded
+    saved = load_model(
+        str(folder),
+        dtype=base_of(model.backbone).dtype,
+        padding_free=False,
+        # Code that came with the base is at work in this process already.
+        trust_remote_code=bool(getattr(model.config, "auto_map", None)),
+    )
     expected, found = (one.encode(_PROBE_TEXTS) for one in (model, saved))
     exact = base_of(model.backbone).dtype in (torch.float32, torch.float64)
     off = float((found - expected).abs().max() / expected.abs().max())
@@ -188,12 +197,23 @@ def _check_finite(model: SimCSEModel, state: Mapping[str, Tensor]) -> None:
             raise not_finite(f"The weight {name}", tensor.dtype)
 
 
+def _read_cached_config(name: str, revision: str | None) -> dict[str, Any]:
+    """A model's configuration where it is on this machine: a save asks no Hub."""
+    path: Any = Path(name, "config.json")
+    if not Path(name).is_dir():
+        with suppress(ValueError):  # no name of a repository
+            path = try_to_load_from_cache(name, "config.json", revision=revision)
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return {}
+    said: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    return said
+
+
 def _check_rows(model: SimCSEModel) -> None:
     """Refuse an adapter on more word embeddings than its base has: it does not hold them."""
     config = base_of(model.backbone).config
     base = model.base_weights or BaseWeights(config._name_or_path)
-    path = find_file(find_base(base), "config.json", revision=base.revision, assume_absent=True)
-    said = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    said = _read_cached_config(find_base(base), base.revision)
     rows, found = said.get("vocab_size"), count_word_embeddings(model.backbone)
     if rows is not None and found is not None and rows != found:
         raise InputError(
