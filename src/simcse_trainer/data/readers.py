@@ -270,7 +270,8 @@ def _is_quoted(file: IO[bytes], source: str) -> bool:
     """
     width: int | None = None
     record, start = bytearray(), 0
-    quoted = plain = spans = swallows = 0  # rows that say so
+    quoted = plain = spans = swallows = whole = 0  # rows that say so
+    header_is_quoted = False
     for number, line in enumerate(_split_lines(file), 1):
         if b'"' not in line and (record or width is not None or not line.strip()):
             record += line if record else b""
@@ -286,13 +287,17 @@ def _is_quoted(file: IO[bytes], source: str) -> bool:
             plain = plain or start
         elif number > start and tabs > width > 0:
             swallows = swallows or start
+            lines_fit = all(part.count(b"\t") == width for part in _split_lines(io.BytesIO(body)))
+            whole = whole or (start if lines_fit else 0)
         else:
             spans = spans or (start if number > start else 0)
-            doubled = _DOUBLED.search(body) is not None
-            if doubled or (is_header and b'"' in body) or tabs > width:
+            header_is_quoted |= is_header and b'"' in body
+            if header_is_quoted or _DOUBLED.search(body) or tabs > width:
                 quoted = quoted or start
         record = bytearray()
-    plain = plain or (start if record else 0) or (0 if quoted else swallows)
+    # Rows that are whole by themselves are no lines of a cell, unless the header settles it.
+    weak = 0 if header_is_quoted else whole if quoted else swallows
+    plain = plain or (start if record else 0) or weak
     if width:
         quoted = quoted or spans
     if (quoted and plain) or (spans and not quoted and not plain):
