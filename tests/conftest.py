@@ -180,6 +180,29 @@ def fails(call, *words):
     return error.value
 
 
+def attempt(call):
+    """What a call gives, and what it raises: an assertion then says what it should have been."""
+    try:
+        return call(), None
+    except Exception as error:
+        return None, error
+
+
+def run_command(*words) -> int:
+    """The exit status of `simcse-trainer` with these words."""
+    import sys
+
+    from simcse_trainer.cli import main
+
+    before, sys.argv = sys.argv, ["simcse-trainer", *map(str, words)]
+    try:
+        main()
+    except SystemExit as end:
+        return end.code or 0
+    finally:
+        sys.argv = before
+
+
 @pytest.fixture
 def tokenizer():
     return tiny_tokenizer()

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, save_tiny, tiny_backbone, tiny_tokenizer
+from conftest import ROOT, attempt, run_command, save_tiny, tiny_backbone, tiny_tokenizer
 from datasets import Dataset
 from hub_runs import READ_TOKEN, TOKEN
 from test_other_readers import TEXTS, make
 
 from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
-from simcse_trainer.cli import main
 
 field = pytest.mark.field
 PACKAGE = ROOT / "src/simcse_trainer"
@@ -26,23 +25,6 @@ PAIRS = {
     "sentence2": ["cat", "food", "red"],
     "score": [1.0, 2.0, 3.0],
 }
-
-
-def caught(call):
-    try:
-        return call(), None
-    except Exception as error:
-        return None, error
-
-
-def run(*words):
-    before, sys.argv = sys.argv, ["simcse-trainer", *map(str, words)]
-    try:
-        main()
-    except SystemExit as end:
-        return end.code or 0
-    finally:
-        sys.argv = before
 
 
 def trainer(folder, **options):
@@ -65,9 +47,9 @@ def trainer(folder, **options):
     ],
 )
 def test_what_follows_a_score_follows_ours(tmp_path, options):
-    made, error = caught(lambda: trainer(tmp_path, **options))
+    made, error = attempt(lambda: trainer(tmp_path, **options))
     assert error is None, repr(error)
-    _, error = caught(made.train)
+    _, error = attempt(made.train)
     assert error is None, repr(error)
     assert made.args.metric_for_best_model == "avg_sts"
     if "lr_scheduler_type" in options:
@@ -87,7 +69,7 @@ def test_a_metric_that_is_not_there_is_refused_before_the_first_step(tmp_path, o
     def start():
         trainer(tmp_path, metric_for_best_model="loss", **options).train()
 
-    _, error = caught(start)
+    _, error = attempt(start)
     assert isinstance(error, InputError), repr(error)
     assert "avg_sts" in str(error)
 
@@ -97,13 +79,13 @@ def test_a_refusal_of_the_hub_is_an_answer_at_once(hub, tmp_path, capsys, monkey
     """And what the line says to do is there for this command."""
     _, folder = make(tmp_path, "bert, mean")
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    assert caught(lambda: run("push", folder, "me/tiny", "--timeout_s", 20)) == (2, None)
+    assert attempt(lambda: run_command("push", folder, "me/tiny", "--timeout_s", 20)) == (2, None)
     assert hub.count("create") <= 1
     monkeypatch.delenv("HF_TOKEN")
-    assert caught(lambda: run("push", folder, "me/tiny", "--timeout_s", 20)) == (2, None)
+    assert attempt(lambda: run_command("push", folder, "me/tiny", "--timeout_s", 20)) == (2, None)
     monkeypatch.setenv("HF_TOKEN", "hf_unknown")
     before = len(hub.requests)
-    assert caught(lambda: run("push", folder, "me/tiny", "--timeout_s", 20)) == (2, None)
+    assert attempt(lambda: run_command("push", folder, "me/tiny", "--timeout_s", 20)) == (2, None)
     assert len(hub.requests) - before <= 2
     said = capsys.readouterr().err
     assert "--hub_token" not in said
@@ -111,7 +93,7 @@ def test_a_refusal_of_the_hub_is_an_answer_at_once(hub, tmp_path, capsys, monkey
     for line in said.strip().splitlines():
         assert line.count("(") == line.count(")"), line
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert caught(lambda: run("push", folder, "me/tiny", "--timeout_s", 20)) == (0, None)
+    assert attempt(lambda: run_command("push", folder, "me/tiny", "--timeout_s", 20)) == (0, None)
 
 
 @field("31d")
@@ -155,11 +137,11 @@ def windows(monkeypatch):
 @field("32a")
 def test_windows_can_save(windows, tmp_path):
     made = trainer(tmp_path / "run", save_strategy="steps", save_steps=1)
-    _, error = caught(made.train)
+    _, error = attempt(made.train)
     assert error is None, repr(error)
-    _, error = caught(lambda: made.save_model())
+    _, error = attempt(lambda: made.save_model())
     assert error is None, repr(error)
-    _, error = caught(lambda: made.model.save_pretrained(tmp_path / "model"))
+    _, error = attempt(lambda: made.model.save_pretrained(tmp_path / "model"))
     assert error is None, repr(error)
     found = SimCSEModel.from_pretrained(tmp_path / "model").encode(TEXTS)
     torch.testing.assert_close(found, made.model.encode(TEXTS))

@@ -3,40 +3,21 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny, tiny_backbone, tiny_tokenizer
+from conftest import attempt, run_command, save_tiny, tiny_backbone, tiny_tokenizer
 from datasets import Dataset
 from hub_runs import TOKEN
 from safetensors.torch import load_file, save_file
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer, SimCSETrainingArguments
-from simcse_trainer.cli import main
 from simcse_trainer.entry import main as train_main
 from simcse_trainer.model.quantization import keep_differentiable
 
 field = pytest.mark.field
 TEXTS = ["a man is eating food", "the dog sleeps", "a", "big red cat runs on the small mat"]
-
-
-def run(*words):
-    before, sys.argv = sys.argv, ["simcse-trainer", *map(str, words)]
-    try:
-        main()
-    except SystemExit as end:
-        return end.code or 0
-    finally:
-        sys.argv = before
-
-
-def caught(call):
-    try:
-        return call(), None
-    except Exception as error:
-        return None, error
 
 
 def spoil(folder, value=float("nan"), name="encoder.layer.1.output.dense.bias"):
@@ -78,7 +59,7 @@ def test_a_command_ends_at_the_first_number_that_is_none(files, kind, command, c
         "search": ["search", name, "--corpus", files / "texts.txt", "a dog"],
         "evaluate": ["evaluate", name, "--tasks", files / "pairs.csv"],
     }[command]
-    status, error = caught(lambda: run(*words))
+    status, error = attempt(lambda: run_command(*words))
     assert (status, error) == (2, None)
     said = capsys.readouterr().err
     line = said.strip().splitlines()[-1]
@@ -93,10 +74,10 @@ def test_a_command_ends_at_the_first_number_that_is_none(files, kind, command, c
 def test_the_way_out_that_an_error_names_works(files, capsys):
     name = overflowing(files / "model")
     words = ["encode", name, files / "texts.txt", "--output", files / "x.npy"]
-    assert caught(lambda: run(*words)) == (2, None)
+    assert attempt(lambda: run_command(*words)) == (2, None)
     assert "--dtype bfloat16 or float32" in capsys.readouterr().err
-    assert caught(lambda: run(*words, "--dtype", "float32")) == (0, None)
-    assert caught(lambda: run(*words, "--dtype", "bfloat16")) == (0, None)
+    assert attempt(lambda: run_command(*words, "--dtype", "float32")) == (0, None)
+    assert attempt(lambda: run_command(*words, "--dtype", "bfloat16")) == (0, None)
 
 
 def train(files, name, *words):
@@ -122,7 +103,7 @@ def train(files, name, *words):
 def test_a_run_ends_at_the_first_number_that_is_none(files, words, capsys):
     base = save_tiny(files / "model")
     name = base if "--learning_rate" in words else spoil(base)
-    status, error = caught(lambda: train(files, name, *words))
+    status, error = attempt(lambda: train(files, name, *words))
     assert (status, error) == (2, None)
     out = capsys.readouterr()
     (line,) = re.findall(r"error: .*", out.err)  # beside what is left of a progress bar
@@ -147,7 +128,7 @@ def test_a_gradient_that_is_none_is_not_stepped_on(tmp_path, max_grad_norm):
     weight = next(trainer.model.backbone.parameters())
     weight.register_hook(lambda gradient: gradient * float("inf"))
     before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
-    _, error = caught(trainer.train)
+    _, error = attempt(trainer.train)
     assert isinstance(error, InputError), repr(error)
     assert "The gradient of step 1 is not finite" in str(error)
     assert all(torch.equal(before[n], p) for n, p in trainer.model.named_parameters())
@@ -159,7 +140,7 @@ def test_a_weight_that_is_none_is_not_saved(tmp_path, value):
     model = SimCSEModel.from_pretrained(save_tiny(tmp_path / "base"), pooling_mode="mean")
     with torch.no_grad():
         model.backbone.encoder.layer[0].output.dense.weight[3, 4] = value
-    _, error = caught(lambda: model.save_pretrained(tmp_path / "out"))
+    _, error = attempt(lambda: model.save_pretrained(tmp_path / "out"))
     assert isinstance(error, InputError), repr(error)
     assert "encoder.layer.0.output.dense.weight" in str(error)
     assert not list(tmp_path.glob("out/*.safetensors"))
@@ -175,10 +156,10 @@ def test_a_model_with_a_number_that_is_none_is_not_pushed(
     model = SimCSEModel.from_pretrained(base, pooling_mode="mean", dtype=dtype)
     model.save_pretrained(tmp_path / "out")
     words = ["push", tmp_path / "out", "me/tiny", "--timeout_s", 20]
-    assert caught(lambda: run(*words)) == (0, None)
+    assert attempt(lambda: run_command(*words)) == (0, None)
     count = len(hub.repos["me/tiny"].commits())
     spoil(tmp_path / "out")
-    status, error = caught(lambda: run(*words))
+    status, error = attempt(lambda: run_command(*words))
     assert (status, error) == (2, None)
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "encoder.layer.1.output.dense.bias" in line
@@ -207,7 +188,7 @@ def test_a_file_that_was_not_downloaded_is_one_line(files, kind, name, capsys):
     path.write_bytes(content)
     (files / "model/simcse_manifest.json").unlink(missing_ok=True)  # which knows their sizes
     words = ["encode", files / "model", files / "texts.txt", "--output", files / "x.npy"]
-    status, error = caught(lambda: run(*words))
+    status, error = attempt(lambda: run_command(*words))
     assert (status, error) == (2, None)
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: ")
@@ -228,7 +209,7 @@ def test_an_adapter_that_was_not_downloaded_is_one_line(files, capsys):
     path.write_bytes(path.read_bytes()[:50])
     (files / "model/simcse_manifest.json").unlink(missing_ok=True)
     words = ["encode", files / "model", files / "texts.txt", "--output", files / "x.npy"]
-    assert caught(lambda: run(*words)) == (2, None)
+    assert attempt(lambda: run_command(*words)) == (2, None)
     assert "adapter_model.safetensors" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
@@ -240,14 +221,16 @@ def test_attention_that_is_not_installed_is_one_line_and_its_advice_works(files,
     for key in ("attn_implementation", "_attn_implementation"):
         said[key] = "flash_attention_2"
     path.write_text(json.dumps(said))
-    model, error = caught(
+    model, error = attempt(
         lambda: SimCSEModel.from_pretrained(name, attn_implementation="flash_attention_2")
     )
     assert isinstance(error, InputError), (model, repr(error))
     assert "--attn_implementation sdpa" in str(error)
     words = ["encode", name, files / "texts.txt", "--output", files / "x.npy"]
-    assert caught(lambda: run(*words, "--attn_implementation", "sdpa")) == (0, None)
-    status, error = caught(lambda: run(*words, "--attn_implementation", "flash_attention_2"))
+    assert attempt(lambda: run_command(*words, "--attn_implementation", "sdpa")) == (0, None)
+    status, error = attempt(
+        lambda: run_command(*words, "--attn_implementation", "flash_attention_2")
+    )
     assert (status, error) == (2, None)
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "--attn_implementation sdpa" in said
@@ -263,7 +246,7 @@ def test_a_quantization_that_is_not_installed_is_one_line(files, method, capsys)
     config = {"quant_method": method, "bits": 4, "group_size": 32}
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
     words = ["encode", name, files / "texts.txt", "--output", files / "x.npy"]
-    status, error = caught(lambda: run(*words))
+    status, error = attempt(lambda: run_command(*words))
     assert (status, error) == (2, None)
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: No model could be")
 
@@ -286,12 +269,12 @@ def quantized(folder):
 def test_a_backbone_in_4_bits_is_not_trained_without_an_adapter(files, capsys):
     name = quantized(files)
     words = ["--attention_dropout", "0.1"]
-    status, error = caught(lambda: train(files, name, *words))
+    status, error = attempt(lambda: train(files, name, *words))
     assert (status, error) == (2, None)
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "--use_lora true" in line
     assert "free" not in line.lower()
-    assert caught(lambda: train(files, name, "--use_lora", "true")) == (0, None)
+    assert attempt(lambda: train(files, name, "--use_lora", "true")) == (0, None)
 
 
 @field("44b")
@@ -301,14 +284,14 @@ def test_an_adapter_on_4_bits_is_loaded_and_merged(files, capsys):
     assert train(files, name, "--use_lora", "true", "--lora_dropout", "0.2") == 0
     model = SimCSEModel.from_pretrained(files / "out")
     expected = model.encode(TEXTS)
-    theirs, error = caught(
+    theirs, error = attempt(
         lambda: sentence_transformers.SentenceTransformer(str(files / "out"), device="cpu")
     )
     assert error is None, repr(error)
     keep_differentiable(theirs)  # bitsandbytes' kernel for one kind of CPU fails on tiny layers
     found = theirs.encode(TEXTS, convert_to_tensor=True)
     assert float(torch.cosine_similarity(found, expected).min()) > 0.999
-    status, error = caught(lambda: run("merge", files / "out", files / "merged"))
+    status, error = attempt(lambda: run_command("merge", files / "out", files / "merged"))
     assert (status, error) == (0, None), capsys.readouterr().err
     merged = SimCSEModel.from_pretrained(files / "merged")
     assert float(torch.cosine_similarity(merged.encode(TEXTS), expected).min()) > 0.99

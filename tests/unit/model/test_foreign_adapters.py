@@ -7,42 +7,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, fails, save_tiny, tiny_config, tiny_decoder_tokenizer
+from conftest import (
+    ROOT,
+    attempt,
+    fails,
+    run_command,
+    save_tiny,
+    tiny_config,
+    tiny_decoder_tokenizer,
+)
 from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from simcse_trainer import InputError, SimCSEModel
-from simcse_trainer.cli import main
 
 field = pytest.mark.field
 TEXTS = ["a man is eating food", "the dog sleeps", "a", "big red cat runs on the small mat"]
 TARGETS = ["q_proj", "v_proj"]
 
 
-def caught(call):
-    try:
-        return call(), None
-    except (Exception, SystemExit) as error:
-        return None, error
-
-
 def far(one, other):
     return float((one - other).abs().max() / other.abs().max())
-
-
-def run(*words):
-    """The exit status of a command."""
-    import sys
-
-    before, sys.argv = sys.argv, ["simcse-trainer", *map(str, words)]
-    try:
-        main()
-    except SystemExit as end:
-        return end.code or 0
-    finally:
-        sys.argv = before
 
 
 def randomize(model, seed=1):
@@ -87,7 +74,7 @@ def test_an_adapter_of_a_causal_language_model_is_loaded(tmp_path, family, task)
     targets = ["c_attn"] if family == "gpt2" else TARGETS
     options = {"task_type": task, "target_modules": targets}
     theirs = save_adapter(tmp_path / "adapter", base, AutoModelForCausalLM, **options)
-    model, error = caught(lambda: SimCSEModel.from_pretrained(tmp_path / "adapter"))
+    model, error = attempt(lambda: SimCSEModel.from_pretrained(tmp_path / "adapter"))
     assert error is None, repr(error)
     merged = theirs.merge_and_unload()
     expected = last_states(merged.base_model, model.tokenizer)
@@ -101,7 +88,7 @@ def test_an_adapter_of_a_causal_language_model_is_loaded(tmp_path, family, task)
 def test_merging_such_an_adapter_writes_what_it_computes(tmp_path, task, capsys):
     base = causal(tmp_path / "base", "llama")
     theirs = save_adapter(tmp_path / "adapter", base, AutoModelForCausalLM, task_type=task)
-    status, error = caught(lambda: run("merge", tmp_path / "adapter", tmp_path / "merged"))
+    status, error = attempt(lambda: run_command("merge", tmp_path / "adapter", tmp_path / "merged"))
     assert (status, error) == (0, None)
     model = SimCSEModel.from_pretrained(tmp_path / "merged")
     expected = last_states(theirs.merge_and_unload().base_model, model.tokenizer)
@@ -127,7 +114,7 @@ def test_a_tensor_without_a_place_or_a_place_without_a_tensor_is_an_error(tmp_pa
         else:
             del tensors[name]
         save_file(tensors, path)
-    model, error = caught(lambda: SimCSEModel.from_pretrained(tmp_path / "adapter"))
+    model, error = attempt(lambda: SimCSEModel.from_pretrained(tmp_path / "adapter"))
     assert isinstance(error, InputError), (model, error)
     assert "does not fit its base model" in str(error)
     assert "--base_model" in str(error)
@@ -141,7 +128,7 @@ def test_patterns_of_ranks_and_scales_follow_the_names(tmp_path):
         "alpha_pattern": {"model.layers.0.self_attn.v_proj": 64},
     }
     theirs = save_adapter(tmp_path / "adapter", base, AutoModelForCausalLM, **patterns)
-    model, error = caught(lambda: SimCSEModel.from_pretrained(tmp_path / "adapter"))
+    model, error = attempt(lambda: SimCSEModel.from_pretrained(tmp_path / "adapter"))
     assert error is None, repr(error)
     expected = last_states(theirs.merge_and_unload().base_model, model.tokenizer)
     assert far(model.encode(TEXTS), expected) < 1e-5
@@ -162,7 +149,7 @@ def test_patterns_of_ranks_and_scales_follow_the_names(tmp_path):
 def test_a_merged_adapter_computes_what_it_did_before(tmp_path, options, capsys):
     base = save_tiny(tmp_path / "base", "llama")
     theirs = save_adapter(tmp_path / "adapter", base, **options)
-    status, error = caught(lambda: run("merge", tmp_path / "adapter", tmp_path / "merged"))
+    status, error = attempt(lambda: run_command("merge", tmp_path / "adapter", tmp_path / "merged"))
     assert (status, error) == (0, None)
     assert "The merged model is in" in capsys.readouterr().out
     model = SimCSEModel.from_pretrained(tmp_path / "merged")
@@ -230,7 +217,7 @@ def test_each_kind_of_adapter_is_read_and_merged_as_the_table_says(tmp_path, kin
         (folder / "adapter_config.json").write_text(json.dumps(said))
         save_file({"x": torch.zeros(1)}, folder / "adapter_model.safetensors")
         AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-        model, error = caught(lambda: SimCSEModel.from_pretrained(folder))
+        model, error = attempt(lambda: SimCSEModel.from_pretrained(folder))
         assert isinstance(error, InputError), (model, error)
         return
     make = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)]
@@ -242,7 +229,7 @@ def test_each_kind_of_adapter_is_read_and_merged_as_the_table_says(tmp_path, kin
     randomize(theirs).save_pretrained(folder)
     theirs.eval()
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    model, error = caught(lambda: SimCSEModel.from_pretrained(folder))
+    model, error = attempt(lambda: SimCSEModel.from_pretrained(folder))
     assert error is None, repr(error)
     expected = last_states(theirs, model.tokenizer)
     assert far(model.encode(TEXTS), expected) < 1e-5
@@ -250,7 +237,7 @@ def test_each_kind_of_adapter_is_read_and_merged_as_the_table_says(tmp_path, kin
     model.save_pretrained(tmp_path / "again", lora_save="adapter")
     again = SimCSEModel.from_pretrained(tmp_path / "again")
     assert far(again.encode(TEXTS), expected) < 1e-5
-    _, error = caught(lambda: model.save_pretrained(tmp_path / "merged", lora_save="merged"))
+    _, error = attempt(lambda: model.save_pretrained(tmp_path / "merged", lora_save="merged"))
     if merged == "yes":
         assert error is None, repr(error)
         found = SimCSEModel.from_pretrained(tmp_path / "merged").encode(TEXTS)
@@ -295,7 +282,7 @@ def test_an_adapter_of_another_name_is_saved(tmp_path, form):
     model = SimCSEModel(
         randomize(adapted).eval(), tokenizer, pooling_mode="lasttoken", max_seq_length=40
     )
-    _, error = caught(lambda: model.save_pretrained(tmp_path / "saved", lora_save=form))
+    _, error = attempt(lambda: model.save_pretrained(tmp_path / "saved", lora_save=form))
     assert error is None, repr(error)
     found = SimCSEModel.from_pretrained(tmp_path / "saved").encode(TEXTS)
     assert far(found, model.encode(TEXTS)) < 1e-5
@@ -326,8 +313,8 @@ def test_an_adapter_that_does_not_fit_its_base_is_one_line(tmp_path, change, cap
     save_tiny(tmp_path / "base", "llama", **change)
     (tmp_path / "texts.txt").write_text("a dog\n")
     output = ["--output", tmp_path / "x.npy"]
-    status, error = caught(
-        lambda: run("encode", tmp_path / "adapter", tmp_path / "texts.txt", *output)
+    status, error = attempt(
+        lambda: run_command("encode", tmp_path / "adapter", tmp_path / "texts.txt", *output)
     )
     assert (status, error) == (2, None)
     said = capsys.readouterr().err.strip().splitlines()[-1]
@@ -341,7 +328,7 @@ def test_a_target_that_no_layer_has_is_refused(tmp_path):
 
     base = save_tiny(tmp_path / "base", "llama")
     config = lora_config(r=2, target_modules=["q_proj", "nope"])
-    model, error = caught(lambda: SimCSEModel.from_pretrained(base, lora=config))
+    model, error = attempt(lambda: SimCSEModel.from_pretrained(base, lora=config))
     assert isinstance(error, InputError), (model, error)
     assert "nope" in str(error)
     assert "q_proj" in str(error)
@@ -360,11 +347,11 @@ def test_the_base_of_an_adapter_can_be_said_where_it_has_moved(tmp_path, command
         "search": ["--corpus", tmp_path / "texts.txt", "a dog"],
         "evaluate": ["--tasks", tmp_path / "pairs.csv"],
     }[command]
-    assert caught(lambda: run(command, tmp_path / "adapter", *words)) == (2, None)
+    assert attempt(lambda: run_command(command, tmp_path / "adapter", *words)) == (2, None)
     said = capsys.readouterr().err
     assert "--base_model" in said
     moved = ["--base_model", tmp_path / "moved"]
-    status, error = caught(lambda: run(command, tmp_path / "adapter", *words, *moved))
+    status, error = attempt(lambda: run_command(command, tmp_path / "adapter", *words, *moved))
     assert (status, error) == (0, None), capsys.readouterr().err
 
 

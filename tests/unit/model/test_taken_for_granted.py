@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import (
+    attempt,
     fails,
     save_tiny,
     tiny_backbone,
@@ -40,11 +41,7 @@ def train(model, folder, data=None, **options):
 
 def caught(call):
     """What a call raises, whatever it is: an assertion says whether it is what it should be."""
-    try:
-        call()
-    except Exception as error:
-        return error
-    return None
+    return attempt(call)[1]
 
 
 def noise(folder, padding_free, **options):
