@@ -109,6 +109,7 @@ def test_a_tsv_that_could_be_read_in_two_ways_is_refused(tmp_path, content, word
 @pytest.mark.parametrize("text", ["d" * 200_000, "many words\n" * 20_000])
 def test_a_long_cell_of_a_csv_is_read(tmp_path, text):
     found = rows_of(tmp_path / "a.csv", f'x,y\na,b\nc,"{text}"\ne,f\n')
+    assert isinstance(found, list), found
     assert [len(cell) for row in found for cell in row] == [1, 1, 1, len(text), 1, 1]
 
 
