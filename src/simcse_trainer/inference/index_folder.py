@@ -10,7 +10,6 @@ tokenizer makes something else of them; a renamed folder or another device does 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from torch import Tensor, float32, tensor
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.inference.vectors import Vectors
-from simcse_trainer.tensor_files import follow_umask
+from simcse_trainer.tensor_files import follow_umask, hash_file
 
 PROBE_TEXTS = ("A woman is reading.", "12 kg of rice", "서울은 오늘 비가 온다.")
 
@@ -93,7 +92,7 @@ def write_index(folder: Path, index: SavedIndex, maker: Maker) -> None:
             "dimension": vectors.dimension,
             "count": len(vectors),
             "faiss": index.faiss,
-            "sha256": {name: _sha256(staged / name) for name in (_VECTORS, _SENTENCES)},
+            "sha256": {name: hash_file(staged / name) for name in (_VECTORS, _SENTENCES)},
         }
         (staged / _HEADER).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
         follow_umask(staged)
@@ -117,7 +116,7 @@ def read_index(folder: Path, maker: Maker) -> SavedIndex:
         path = folder / name
         if not path.is_file():
             raise InputError(f"{folder} is torn: {name} is missing. Build the index again.")
-        if _sha256(path) != expected:
+        if hash_file(path) != expected:
             raise InputError(f"{folder}: {name} is not as it was written. Build the index again.")
     _check_maker(folder, header, maker)
     try:
@@ -180,11 +179,3 @@ def _to_probe(folder: Path, header: dict[str, Any]) -> Tensor:
 def _not_ours(folder: Path, reason: object) -> InputError:
     reason = " ".join(str(reason).split())
     return InputError(f"{folder}/{_HEADER} is no index of this version ({reason}). Build it again.")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from simcse_trainer.errors import InputError
+from simcse_trainer.tensor_files import hash_file
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def resolve_packaged(name: str) -> str:
         )
     folder = Path(spec.submodule_search_locations[0]) / packaged.folder
     weights = folder / "model.safetensors"
-    found = hashlib.sha256(weights.read_bytes()).hexdigest()
+    found = hash_file(weights)
     if found != packaged.sha256:
         raise InputError(
             f"{weights}: expected the published weights of {packaged.hub_name} (sha256 "
