@@ -9,11 +9,12 @@ ALL_CORES := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(getconf _NPROCESSORS_ONLN)}
 
 SAMPLE := examples/customer_support/train.csv
 
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart test test-all lint bench clean
 
 help:
 	@echo "make quickstart   install, and train a small real model in minutes"
-	@echo "make test         install what the tests need, and run them"
+	@echo "make test         install what the tests need, and run the quick ones, in minutes"
+	@echo "make test-all     run all of them, with coverage"
 	@echo "make lint         ruff and mypy"
 	@echo "make bench        speed against sentence-transformers and a padded Trainer, in minutes"
 
@@ -21,6 +22,9 @@ quickstart: $(VENV)/.quickstart
 	$(ALL_CORES) $(BIN)/accelerate launch train_simcse.py configs/quickstart.yaml --overwrite_output_dir true
 
 test: $(VENV)/.test
+	$(BIN)/python -m pytest --numprocesses 4 -m "not slow"
+
+test-all: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 4 --cov=simcse_trainer
 
 lint: $(VENV)/.dev

@@ -2,7 +2,7 @@
 
 import sys
 
-from simcse_trainer.entry import main
+from simcse_trainer.cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main())

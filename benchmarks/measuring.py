@@ -18,7 +18,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel, logging
 
 from simcse_trainer.data.loading import load_training_data
-from simcse_trainer.model.packaged import resolve_packaged
+from simcse_trainer.model.io.resolve import resolve_packaged
 
 BERT_BASE = "bert-base-random"
 

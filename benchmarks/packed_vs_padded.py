@@ -18,9 +18,9 @@ import torch
 import transformers
 
 from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
-from simcse_trainer.data.collator import SimCSECollator
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.data.tokenization import tokenize_dataset
+from simcse_trainer.training.dataset import SimCSECollator
 
 MODES = {"packed": True, "padded": False}
 

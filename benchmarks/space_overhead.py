@@ -37,9 +37,9 @@ def main() -> None:
     for _ in range(given.calls):
         start = time.perf_counter()
         sts.evaluate_sts(model.encode, tasks)
-        whole = time.perf_counter() - start
-        shares.append(parts[-1] / whole)
-        print(f"{whole:.2f} s, of which the space {parts[-1]:.3f} s: {shares[-1]:.2%}")
+        complete = time.perf_counter() - start
+        shares.append(parts[-1] / complete)
+        print(f"{complete:.2f} s, of which the space {parts[-1]:.3f} s: {shares[-1]:.2%}")
     print(f"median {statistics.median(shares):.2%}")
 
 

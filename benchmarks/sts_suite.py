@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from simcse_trainer import SimCSEModel
 from simcse_trainer.evaluation.sts import load_sts_tasks
 from simcse_trainer.evaluation.suite import encode_once
-from simcse_trainer.model.packaged import resolve_packaged
+from simcse_trainer.model.io.resolve import resolve_packaged
 
 Lists = list[list[str]]
 

@@ -95,11 +95,11 @@ def measure(options: argparse.Namespace, tile_size: int) -> dict[str, float | st
     for warm_up in (0, 8):
         few = (x.detach()[..., :16, :].clone().requires_grad_() for x in (anchors, candidates))
         ids = None if text_ids is None else text_ids[:, :16]
-        loss_of(*few, ids, warm_up).backward()
+        get_loss(*few, ids, warm_up).backward()
 
     before = peak_bytes()
     start = time.perf_counter()
-    loss = loss_of(anchors, candidates, text_ids, tile_size)
+    loss = get_loss(anchors, candidates, text_ids, tile_size)
     loss.backward()
     seconds = time.perf_counter() - start
     extra = peak_bytes() - before
@@ -113,8 +113,10 @@ def measure(options: argparse.Namespace, tile_size: int) -> dict[str, float | st
     }
 
 
-def loss_of(anchors: Tensor, candidates: Tensor, text_ids: Tensor | None, tile_size: int) -> Tensor:
-    from simcse_trainer.objective.info_nce import find_false_negatives, info_nce
+def get_loss(
+    anchors: Tensor, candidates: Tensor, text_ids: Tensor | None, tile_size: int
+) -> Tensor:
+    from simcse_trainer.objective.loss import find_false_negatives, info_nce
     from simcse_trainer.objective.tiled import tiled_info_nce
 
     if tile_size:

@@ -7,6 +7,8 @@ from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +18,9 @@ from simcse_trainer.version import __version__
 if TYPE_CHECKING:
     from simcse_trainer.arguments import SimCSETrainingArguments
     from simcse_trainer.inference.simcse import SimCSE
-    from simcse_trainer.model.adapters import lora_config
+    from simcse_trainer.model.lora import lora_config
     from simcse_trainer.model.modeling import SimCSEModel
-    from simcse_trainer.trainer import SimCSETrainer
-
-# Imported when first asked for: loading a model needs no Trainer, asking the version no torch.
-_LAZY = {
-    "lora_config": "simcse_trainer.model.adapters",
-    "SimCSE": "simcse_trainer.inference.simcse",
-    "SimCSEModel": "simcse_trainer.model.modeling",
-    "SimCSETrainer": "simcse_trainer.trainer",
-    "SimCSETrainingArguments": "simcse_trainer.arguments",
-}
+    from simcse_trainer.training.trainer import SimCSETrainer
 
 __all__ = [
     "InputError",
@@ -40,7 +33,33 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def attach_lazily(
+    package: str, modules: Mapping[str, str]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` of a package whose names are imported when asked for.
+
+    Loading a model needs no Trainer, asking the version or speaking to the Hub no torch.
+
+    Args:
+        package: The package's `__name__`.
+        modules: Public name -> the module in it that has the name.
+    """
+
+    def get(name: str) -> Any:
+        if name in modules:
+            return getattr(import_module(f"{package}.{modules[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return get, lambda: sorted({*vars(sys.modules[package]), *modules})
+
+
+__getattr__, __dir__ = attach_lazily(
+    __name__,
+    {
+        "lora_config": "model.lora",
+        "SimCSE": "inference.simcse",
+        "SimCSEModel": "model.modeling",
+        "SimCSETrainer": "training.trainer",
+        "SimCSETrainingArguments": "arguments",
+    },
+)

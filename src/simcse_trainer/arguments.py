@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from simcse_trainer.data.augmentation import AUGMENTATIONS, DEFAULT_RATE
 from simcse_trainer.errors import InputError
-from simcse_trainer.hub.metadata import check_language, check_license
+from simcse_trainer.hub.card_data import check_language, check_license
 from simcse_trainer.model.choices import DTYPES, LORA_SAVES, PROJECTION_HEADS
 from simcse_trainer.model.pooling import POOLING_MODES
 
@@ -158,7 +158,7 @@ class ModelArguments:
         """The settings of the adapter, where there is to be one."""
         if not self.use_lora:
             return None
-        from simcse_trainer.model.adapters import lora_config
+        from simcse_trainer.model.lora import lora_config
 
         return lora_config(
             r=self.lora_r,

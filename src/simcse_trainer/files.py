@@ -10,11 +10,30 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 MANIFEST = "simcse_manifest.json"
 # The list in checkpoints of version 0.1.0: names and sizes, no run.
 OLD_MANIFEST = "checkpoint_files.json"
+# The list in training states of that version, on the Hub.
+OLD_CHECKSUMS = "sha256.json"
 # Marks a folder of ours for files that are being written. What is in such a folder is ours.
 TMP_PREFIX, TMP_MARKER = ".simcse-tmp-", "made_by_simcse_trainer"
 LOCK = ".simcse-lock"
 # Links to what is on its way to the Hub; marked as ours like the above.
 UPLOADS = ".simcse-uploads"
+# In each of them: what becomes of it.
+STAGED_PUSHES = "push.json"
+
+# A model: its backbone, tokenizer, and the layout of sentence-transformers.
+CONFIG = "config.json"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+MODULES = "modules.json"
+SENTENCE_BERT = "sentence_bert_config.json"
+SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
+
+# An adapter as peft has it; which model it is for; where it is that other loaders would put on a
+# model that attends otherwise; and where it is beside its merged model.
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_BASE = "simcse_adapter.json"
+HIDDEN_ADAPTER = "lora"
+ADAPTER_BESIDE = "adapter"
 
 CARD = "README.md"
 TRAINING_CURVE = "training_curve.png"
@@ -22,6 +41,8 @@ TRAINING_ARGS = "training_args.json"
 STATE = "trainer_state.json"
 RUN = "training_run.json"
 TRAINING_HEADS = "training_heads.safetensors"
+# Of a training state on the Hub: the best model so far, where that is another one.
+BEST_MODEL = "best_model"
 RESULTS = ("train_results.json", "eval_results.json", "all_results.json")
 
 # What people may edit in a folder: no part of the model.
@@ -45,14 +66,14 @@ _TRAINING_STATE = (
 
 # Files in the root of a folder that change what a loader makes of the files beside them.
 _READ_BY_LOADERS = (
-    "config.json",
-    "adapter_config.json",
+    CONFIG,
+    ADAPTER_CONFIG,
     "*.index.json",
-    "modules.json",
+    MODULES,
     "sentence_*_config.json",
-    "config_sentence_transformers.json",
+    SENTENCE_TRANSFORMERS,
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "processor_config.json",
@@ -74,7 +95,7 @@ def is_read_by_loaders(name: str) -> bool:
     return any(fnmatchcase(name, pattern) and "/" not in name for pattern in _READ_BY_LOADERS)
 
 
-def step_of(checkpoint: str | Path | None) -> int | None:
+def get_step(checkpoint: str | Path | None) -> int | None:
     """Return 500 for `.../checkpoint-500`, and None for any other name."""
     found = _CHECKPOINT.fullmatch(Path(checkpoint or "").name)
     return int(found[1]) if found else None

@@ -2,9 +2,13 @@
 
 import socket
 
-import arrangements
+import pytest
 import torch
-from processes import run_processes
+from helpers import arrangements
+from helpers.processes import run_processes
+
+# Processes, seconds each.
+pytestmark = pytest.mark.slow
 
 
 def in_two_processes(function, *args) -> None:

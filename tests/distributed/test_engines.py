@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from helpers import ROOT
 
-SCRIPT = Path(__file__).with_name("engines.py")
+# Processes, seconds each.
+pytestmark = pytest.mark.slow
+
+SCRIPT = ROOT / "tests/helpers/engines.py"
 KINDS = ("full", "lora", "lora and head", "unsupervised head", "mlm")
 CELLS = ("save", "resume", "load_best", "evaluate", "chunks")
 FAMILIES = ("roberta", "xlm-roberta", "modernbert", "qwen3")

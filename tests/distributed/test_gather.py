@@ -1,9 +1,12 @@
 import pytest
 import torch
-import workers
-from processes import run_processes
+from helpers import workers
+from helpers.processes import run_processes
 
-from simcse_trainer.objective.gather import Rows, gather_with_grad
+from simcse_trainer.objective.contrastive import ShardSizes, gather_with_grad
+
+# Processes, seconds each.
+pytestmark = pytest.mark.slow
 
 # Each tuple: number of rows of each process.
 CASES = {
@@ -20,9 +23,9 @@ def test_processes_together_are_one_with_the_whole_batch(world, tmp_path):
 
 def test_one_process_needs_no_process_group():
     x = torch.randn(3, 2, requires_grad=True)
-    rows = Rows.exchange(3, "cpu")
-    assert rows == Rows((3,), 0)
-    assert (rows.offset, rows.total, rows.share) == (0, 3, 1.0)
+    rows = ShardSizes.exchange(3, "cpu")
+    assert rows == ShardSizes((3,), 0)
+    assert (rows.offset, rows.total, rows.loss_scale) == (0, 3, 1.0)
     assert gather_with_grad(x, rows) is x
     assert gather_with_grad(x) is x
     with pytest.raises(ValueError, match=r"expected the 3 rows of .* found 2"):
@@ -31,7 +34,7 @@ def test_one_process_needs_no_process_group():
 
 def test_offset_and_share():
     sizes = (4, 1, 3)
-    parts = [Rows(sizes, rank) for rank in range(3)]
+    parts = [ShardSizes(sizes, rank) for rank in range(3)]
     assert [part.offset for part in parts] == [0, 4, 5]
     assert [part.size for part in parts] == [4, 1, 3]
-    assert [part.share for part in parts] == pytest.approx([4 * 3 / 8, 3 / 8, 3 * 3 / 8])
+    assert [part.loss_scale for part in parts] == pytest.approx([4 * 3 / 8, 3 / 8, 3 * 3 / 8])

@@ -1,16 +1,16 @@
 """Adapters to the Hub and back: small commits while training, then what everyone loads."""
 
+import pytest
 import torch
-from conftest import save_tiny
-from hub_runs import TOKEN, build
-from loopback import LoopbackHub
-from test_push import TEXTS, load
-from test_trainer import TRIPLETS
+from helpers.hub_runs import TEXTS, TOKEN, build, load
+from helpers.loopback import LoopbackHub
+from helpers.tiny import save_tiny
+from helpers.training import TRIPLETS
 from transformers import TrainerCallback
 
 from simcse_trainer import SimCSEModel, SimCSETrainer
-from simcse_trainer.hub.resume import download_training_state
-from simcse_trainer.model.adapters import lora_config
+from simcse_trainer.model.lora import lora_config
+from simcse_trainer.training.resume import download_training_state
 
 
 class StopAfter(TrainerCallback):
@@ -31,13 +31,14 @@ def adapted(source: str) -> SimCSEModel:
     )
 
 
-def trainer_of(folder, source, **options) -> SimCSETrainer:
+def build_trainer(folder, source, **options) -> SimCSETrainer:
     return build(folder, train_dataset=TRIPLETS, model=adapted(source), **options)
 
 
+@pytest.mark.slow
 def test_adapters_while_training_and_the_merged_model_at_the_end(hub: LoopbackHub, tmp_path):
     base = save_tiny(tmp_path / "base", "qwen3")
-    trainer = trainer_of(tmp_path / "out", base)
+    trainer = build_trainer(tmp_path / "out", base)
     trainer.train()
     trainer.save_model()
     trainer.hub.finish()
@@ -51,21 +52,21 @@ def test_adapters_while_training_and_the_merged_model_at_the_end(hub: LoopbackHu
         # The base is a folder here, of which the Hub does not hear.
         options = f", base_model={base!r}" if revision else ""
         home = str(tmp_path / f"{revision}")
-        found = load("SimCSEModel", "me/tiny", revision, options=options, HF_HOME=home)
+        found = load("SimCSEModel", "me/tiny", revision, options=options, HF_HOME=home)[0]
         torch.testing.assert_close(found, local, rtol=1e-6, atol=1e-6)
 
 
 def test_another_machine_goes_on_from_the_pushed_adapter(hub: LoopbackHub, tmp_path):
     source = save_tiny(tmp_path / "base", "qwen3")
-    whole = trainer_of(tmp_path / "whole", source, push_to_hub=False)
-    whole.train()
-    stopped = trainer_of(tmp_path / "stopped", source, callbacks=[StopAfter(4)])
+    complete = build_trainer(tmp_path / "whole", source, push_to_hub=False)
+    complete.train()
+    stopped = build_trainer(tmp_path / "stopped", source, callbacks=[StopAfter(4)])
     stopped.train()
     checkpoint = download_training_state(
         "me/tiny", tmp_path / "resumed", token=TOKEN, timeout_s=3.0, patience_s=30.0
     )
-    resumed = trainer_of(tmp_path / "resumed", source, push_to_hub=False)
+    resumed = build_trainer(tmp_path / "resumed", source, push_to_hub=False)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.state.global_step == 6
-    for name, tensor in whole.model.state_dict().items():
+    for name, tensor in complete.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name

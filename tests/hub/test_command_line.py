@@ -3,16 +3,15 @@
 import pytest
 import torch
 import yaml
-from hub_runs import TOKEN
-from loopback import LoopbackHub
+from helpers.hub_runs import TOKEN
+from helpers.loopback import LoopbackHub
 from safetensors.torch import load_file
-from test_train import run  # noqa: F401
 
-from simcse_trainer.entry import main
+from simcse_trainer.cli.train import main
 
 
 @pytest.fixture
-def config(run, hub: LoopbackHub) -> str:  # noqa: F811
+def config(run, hub: LoopbackHub) -> str:
     options = {
         "max_steps": 8,
         "save_strategy": "steps",
@@ -63,6 +62,7 @@ def test_a_run_goes_on_from_the_hub_to_the_weights_it_would_have_had(
     assert all(torch.equal(there[name], here[name]) for name in here)
 
 
+@pytest.mark.slow
 def test_other_options_are_a_warning(config, hub: LoopbackHub, monkeypatch, caplog):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert main([config, "--hub_strategy", "all_checkpoints"]) == 0
@@ -75,6 +75,7 @@ def test_other_options_are_a_warning(config, hub: LoopbackHub, monkeypatch, capl
     assert "batch per_device_train_batch_size: 8 then, 4 now" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_hub_that_does_not_take_it_is_said_at_the_end(
     config, hub: LoopbackHub, monkeypatch, caplog
 ):

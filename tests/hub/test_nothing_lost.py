@@ -8,10 +8,10 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
-from hub_runs import READ_TOKEN, TOKEN, build, train
-from loopback import LoopbackHub
-from test_trainer import PAIRS, UNSUPERVISED
+from helpers import ROOT
+from helpers.hub_runs import READ_TOKEN, TOKEN, build, train
+from helpers.loopback import LoopbackHub
+from helpers.training import PAIRS, UNSUPERVISED
 from transformers import TrainerCallback
 
 from simcse_trainer import InputError
@@ -35,6 +35,7 @@ class Pause(TrainerCallback):
         time.sleep(self.seconds)
 
 
+@pytest.mark.slow
 def test_a_failed_push_is_said_with_the_command_that_finishes_it(
     hub: LoopbackHub, tmp_path, caplog
 ):
@@ -45,6 +46,7 @@ def test_a_failed_push_is_said_with_the_command_that_finishes_it(
     )
 
 
+@pytest.mark.slow
 def test_a_save_during_an_upload_is_pushed_afterwards(hub: LoopbackHub, tmp_path):
     hub.delay = 0.1
     train(tmp_path / "out", hub_always_push=False, max_steps=8)
@@ -53,6 +55,7 @@ def test_a_save_during_an_upload_is_pushed_afterwards(hub: LoopbackHub, tmp_path
     assert len(titles) < 5, "saves that waited were replaced, or there was nothing to test"
 
 
+@pytest.mark.slow
 def test_the_last_save_is_pushed(hub: LoopbackHub, tmp_path):
     out = tmp_path / "out"
     train(out, save_steps=5, max_steps=7)
@@ -61,6 +64,7 @@ def test_the_last_save_is_pushed(hub: LoopbackHub, tmp_path):
     assert repo.files()["model.safetensors"] == local
 
 
+@pytest.mark.slow
 def test_rotation_does_not_take_away_what_is_being_pushed(hub: LoopbackHub, tmp_path):
     hub.delay = 0.1
     out = tmp_path / "out"
@@ -73,6 +77,7 @@ def test_rotation_does_not_take_away_what_is_being_pushed(hub: LoopbackHub, tmp_
     assert trainer.hub.uploader.failure is None
 
 
+@pytest.mark.slow
 def test_what_the_hub_asks_to_wait_holds_for_newer_saves_too(hub: LoopbackHub, tmp_path):
     hub.inject("commit", "429")  # Retry-After: 1
     train(tmp_path / "out", hub_always_push=False, max_steps=12, callbacks=[Pause(0.1)])
@@ -83,6 +88,7 @@ def test_what_the_hub_asks_to_wait_holds_for_newer_saves_too(hub: LoopbackHub, t
     assert "step 2" not in titles, "a newer save took its place meanwhile"
 
 
+@pytest.mark.slow
 def test_the_end_waits_as_long_as_it_may_and_shows_it(hub: LoopbackHub, tmp_path, capfd, caplog):
     hub.stall = 30.0
     hub.inject("commit", "timeout", None)
@@ -99,6 +105,7 @@ def test_the_end_waits_as_long_as_it_may_and_shows_it(hub: LoopbackHub, tmp_path
     assert "not finished in 3 s. Finish with: simcse-trainer push" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_figure_that_cannot_be_drawn_keeps_no_model_from_the_hub(
     hub: LoopbackHub, tmp_path, monkeypatch
 ):
@@ -111,6 +118,7 @@ def test_a_figure_that_cannot_be_drawn_keeps_no_model_from_the_hub(
     assert "training_curve.png" not in files
 
 
+@pytest.mark.slow
 def test_a_hub_that_was_down_all_the_time_is_brought_up_to_date_by_one_command(
     hub: LoopbackHub, tmp_path, caplog
 ):
@@ -133,6 +141,7 @@ def test_a_hub_that_was_down_all_the_time_is_brought_up_to_date_by_one_command(
     assert "optimizer.pt" in repo.files("training-state")
 
 
+@pytest.mark.slow
 def test_the_trainer_can_push_once_the_hub_is_back(hub: LoopbackHub, tmp_path, caplog):
     hub.down()
     trainer = train(tmp_path / "out", hub_final_timeout_s=0.5)
@@ -195,6 +204,7 @@ def test_a_folder_that_holds_the_token_is_not_pushed(by, hub: LoopbackHub, tmp_p
 
 
 @pytest.mark.parametrize("by", ["option", "environment"])
+@pytest.mark.slow
 def test_the_token_appears_nowhere(by, hub: LoopbackHub, tmp_path, capfd, caplog, monkeypatch):
     """Not in logs at debug level, files, the card, the repository or an exception."""
     logging.getLogger("simcse_trainer").setLevel(logging.DEBUG)
@@ -225,7 +235,7 @@ def test_the_token_appears_nowhere(by, hub: LoopbackHub, tmp_path, capfd, caplog
         logging.getLogger("simcse_trainer").setLevel(logging.NOTSET)
     said = capfd.readouterr()
     spoken = [said.out, said.err, caplog.text, repr(error.value), repr(trainer.args)]
-    spoken += [repr(trainer.hub.uploader._process.settings)]
+    spoken += [repr(trainer.hub.uploader._client.settings)]
     assert "HTTP Request" in said.err + caplog.text or "DEBUG" in said.err, "debugging was on"
     assert not [text for text in spoken if TOKEN in text]
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]

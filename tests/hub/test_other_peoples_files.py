@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_tiny
-from hub_runs import TOKEN, build, train
-from loopback import LoopbackHub
-from loopback_store import Blob
+from helpers.hub_runs import TOKEN, build, train
+from helpers.loopback import LoopbackHub
+from helpers.loopback_store import Blob
+from helpers.tiny import save_tiny
+from helpers.training import PAIRS, TRIPLETS, UNSUPERVISED, build_model
 from safetensors.torch import load_file
-from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_model
 from transformers import TrainerCallback
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer
-from simcse_trainer.hub.resume import download_training_state
-from simcse_trainer.model.adapters import lora_config
+from simcse_trainer.model.lora import lora_config
+from simcse_trainer.training.resume import download_training_state
 
 
 @pytest.fixture
@@ -117,6 +117,7 @@ class Stop(TrainerCallback):
 
 @pytest.mark.field("1a")
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.slow
 def test_a_run_in_a_folder_full_of_other_files_leaves_each_of_them_and_publishes_none(
     lora, hub: LoopbackHub, tmp_path, push
 ):
@@ -184,6 +185,7 @@ def test_a_file_there_that_would_change_what_is_loaded_refuses_the_push(name, hu
 
 
 @pytest.mark.field("1d")
+@pytest.mark.slow
 def test_a_repository_of_the_old_version_is_pushed_to_and_loses_nothing(hub, tmp_path, push):
     out = tmp_path / "out"
     train(out, max_steps=2).hub.finish()
@@ -229,6 +231,7 @@ def test_only_what_the_run_has_written_is_published(hub, tmp_path, push):
 
 @pytest.mark.field("2b")
 @pytest.mark.parametrize("branch", ["main", "training-state"])
+@pytest.mark.slow
 def test_no_path_of_the_machine_is_published(branch, hub, tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 2, "eval_dataset": {"stsb": PAIRS}}
     best = {"load_best_model_at_end": True, "greater_is_better": False}
@@ -308,6 +311,7 @@ def test_a_folder_from_elsewhere_is_pushed_by_the_names_that_loaders_read(hub, m
 
 
 @pytest.mark.field("3a")
+@pytest.mark.slow
 def test_a_card_that_was_edited_on_the_hub_is_kept_until_it_is_said_otherwise(hub, tmp_path, push):
     out = tmp_path / "out"
     trainer = train(out, max_steps=2)
@@ -328,6 +332,7 @@ def test_a_card_that_was_edited_on_the_hub_is_kept_until_it_is_said_otherwise(hu
 
 
 @pytest.mark.field("3b")
+@pytest.mark.slow
 def test_the_next_save_keeps_a_card_that_was_edited_on_the_hub(hub, tmp_path, caplog):
     class Edit(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -346,6 +351,7 @@ def test_the_next_save_keeps_a_card_that_was_edited_on_the_hub(hub, tmp_path, ca
 
 
 @pytest.mark.field("3c")
+@pytest.mark.slow
 def test_a_model_that_somebody_else_has_changed_is_not_mixed_with_ours(hub, tmp_path, caplog, push):
     class Edit(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -371,6 +377,7 @@ def test_a_model_that_somebody_else_has_changed_is_not_mixed_with_ours(hub, tmp_
 
 
 @pytest.mark.field("4a")
+@pytest.mark.slow
 def test_a_run_on_another_branch_leaves_the_tags_of_main(hub, tmp_path):
     train(tmp_path / "first")
     repo = hub.repos["me/tiny"]
@@ -384,6 +391,7 @@ def test_a_run_on_another_branch_leaves_the_tags_of_main(hub, tmp_path):
 
 
 @pytest.mark.field("4b")
+@pytest.mark.slow
 def test_a_second_run_leaves_the_tags_of_the_first_and_both_are_told(hub, tmp_path, caplog):
     train(tmp_path / "first")
     repo = hub.repos["me/tiny"]
@@ -398,6 +406,7 @@ def test_a_second_run_leaves_the_tags_of_the_first_and_both_are_told(hub, tmp_pa
 
 
 @pytest.mark.field("4c")
+@pytest.mark.slow
 def test_the_tag_of_a_step_can_be_resumed_from(hub, tmp_path):
     train(tmp_path / "out")
     try:
@@ -463,6 +472,7 @@ def spoil(hub: LoopbackHub, change) -> None:
         ("unheard_of", 1),
     ],
 )
+@pytest.mark.slow
 def test_a_value_of_a_fetched_state_never_leads_out_of_the_folder(key, value, hub, tmp_path):
     train(tmp_path / "run", max_steps=2)
     spoil(hub, lambda state: state.__setitem__(key, value))
@@ -493,6 +503,7 @@ def test_a_value_of_a_fetched_state_never_leads_out_of_the_folder(key, value, hu
         b'{"files": {"trainer_state.json": {"size": "big"}}}',
     ],
 )
+@pytest.mark.slow
 def test_a_malformed_list_of_files_is_refused_at_once_in_one_line(content, hub, tmp_path):
     train(tmp_path / "run", max_steps=2)
     repo = hub.repos["me/tiny"]
@@ -562,7 +573,7 @@ def test_a_state_of_deepspeed_is_not_pushed(hub, tmp_path, push):
     out = tmp_path / "out"
     trainer = build(out, push_to_hub=False, max_steps=2)
     trainer.train()
-    from simcse_trainer.checkpoints import publish
+    from simcse_trainer.model.io.checkpoints import finalize
 
     checkpoint = out / "checkpoint-2"
     staged = out / "staged"
@@ -572,11 +583,12 @@ def test_a_state_of_deepspeed_is_not_pushed(hub, tmp_path, push):
     (staged / "optimizer.pt").unlink()
     (staged / "global_step2").mkdir()
     (staged / "global_step2/x.pt").write_bytes(b"pickle")
-    publish(staged, checkpoint, run="a1", step=2)
+    finalize(staged, checkpoint, run="a1", step=2)
     assert push(out, "me/tiny")[0] == 0
     assert {*hub.repos["me/tiny"].branches} == {"main"}
 
 
+@pytest.mark.slow
 def test_the_card_on_the_hub_is_of_the_model_beside_it(hub, tmp_path):
     """With the best model on main, the card tells its scores, not those of the last step."""
     out = tmp_path / "out"
@@ -599,7 +611,6 @@ def test_the_card_on_the_hub_is_of_the_model_beside_it(hub, tmp_path):
 @pytest.mark.field("22d")
 def test_a_model_that_is_saved_by_several_processes_is_pushed_too(hub, tmp_path):
     trainer = train(tmp_path / "out", max_steps=2)
-    trainer.hub.waits_at_train_end = False  # with several processes the others would wait too
     with torch.no_grad():
         next(trainer.model.parameters()).add_(1.0)
     trainer.save_model()

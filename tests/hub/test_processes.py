@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT
-from hub_runs import TOKEN
-from loopback import LoopbackHub
+from helpers import ROOT
+from helpers.hub_runs import TOKEN
+from helpers.loopback import LoopbackHub
 from safetensors.torch import load_file
-from test_train import run  # noqa: F401
+
+# Processes, seconds each.
+pytestmark = pytest.mark.slow
 
 PUSH = {
     "push_to_hub": True,
@@ -29,7 +31,7 @@ PUSH = {
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from simcse_trainer.entry import main
+from simcse_trainer.cli.train import main
 
 status = main(sys.argv[1:])
 Path("ended-" + os.environ.get("RANK", "0")).write_text(str(time.time()))
@@ -38,7 +40,7 @@ sys.exit(status)
 
 
 @pytest.fixture
-def start(run, hub: LoopbackHub, monkeypatch):  # noqa: F811
+def start(run, hub: LoopbackHub, monkeypatch):
     """Starts `main` in processes of its own, one or several."""
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
@@ -93,7 +95,7 @@ def test_a_refusal_ends_all_processes(start, hub: LoopbackHub):
 def test_a_run_that_is_killed_at_any_moment_goes_on_from_the_hub(start, hub: LoopbackHub):
     """Killed, its folder deleted, and resumed from the rest, pushing on to the same repository."""
     options = {"max_steps": 200, "save_steps": 10, "save_total_limit": 1}
-    whole = start(**options, push_to_hub=False, output_dir="whole")
+    complete = start(**options, push_to_hub=False, output_dir="whole")
     killed = start(**options)
     while not _states(hub):
         assert killed.poll() is None, killed.communicate()[1]
@@ -105,7 +107,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_from_the_hub(start, hub: Loo
     step = int(_states(hub)[0].title.split(":")[0].removeprefix("step "))
     assert 0 < step < 200
     resumed = start(**options, resume_from_hub="me/tiny")
-    assert whole.wait(300) == 0
+    assert complete.wait(300) == 0
     out, said = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, said
     assert "The model after 200 steps" in out

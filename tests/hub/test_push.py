@@ -1,5 +1,7 @@
 """From training to the Hub and back, over HTTP, with the real client."""
 
+from __future__ import annotations
+
 import json
 import re
 import time
@@ -8,54 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from hub_runs import TOKEN, build, run_python, train, weights
-from loopback import LoopbackHub
-from test_card import RUNNER
-from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args
+from helpers.cards import RUNNER
+from helpers.hub_runs import LOADERS, TEXTS, TOKEN, build, load, run_python, train, weights
+from helpers.loopback import LoopbackHub
+from helpers.training import PAIRS, TRIPLETS, UNSUPERVISED, build_args
 
 from simcse_trainer import InputError, SimCSEModel
-from simcse_trainer.hub.callback import HubCheckpointCallback
-
-LOADERS = {
-    "SimCSEModel": """
-from simcse_trainer import SimCSEModel
-embed = SimCSEModel.from_pretrained(name, revision=revision).encode(texts)
-""",
-    "SentenceTransformer": """
-from sentence_transformers import SentenceTransformer
-embed = SentenceTransformer(name, revision=revision).encode(texts)
-""",
-    "AutoModel": """
-import torch
-from transformers import AutoModel, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-model = AutoModel.from_pretrained(name, revision=revision).eval()
-with torch.no_grad():
-    embed = model(**tokenizer(texts, padding=True, return_tensors="pt")).pooler_output
-""",
-}
-LOAD = """
-import json, sys
-name, revision, texts = json.loads(sys.argv[1])
-{loader}
-print(json.dumps([[float(x) for x in row] for row in embed]))
-"""
-TEXTS = ["the cat sat", "a dog ran far away"]
+from simcse_trainer.training.callbacks import HubCheckpointCallback
 
 
-def load(
-    loader: str, name: str, revision: str | None, *, options: str = "", **environment: str
-) -> torch.Tensor:
-    arguments = json.dumps([name, revision, TEXTS])
-    code = LOADERS[loader].replace("revision=revision", f"revision=revision{options}")
-    done = run_python(LOAD.format(loader=code), arguments, **environment)
-    assert done.returncode == 0, done.stderr
-    return torch.tensor(json.loads(done.stdout.splitlines()[-1]))
-
-
-@pytest.mark.parametrize("loader", LOADERS)
+@pytest.mark.slow
 def test_a_trained_model_loads_by_its_name_with_the_embeddings_of_its_folder(
-    loader, hub: LoopbackHub, tmp_path
+    hub: LoopbackHub, tmp_path
 ):
     trainer = train(tmp_path / "out", hub_private_repo=True, train_dataset=TRIPLETS)
     trainer.save_model()
@@ -63,11 +29,14 @@ def test_a_trained_model_loads_by_its_name_with_the_embeddings_of_its_folder(
     repo = hub.repos["me/tiny"]
     assert repo.private
     assert sorted(repo.tags) == ["step-2", "step-4", "step-6"]
-    for revision, folder in ((None, "."), ("step-4", "checkpoint-4"), ("step-6", "checkpoint-6")):
-        local = SimCSEModel.from_pretrained(str(tmp_path / "out" / folder)).encode(TEXTS)
-        home = str(tmp_path / f"empty-{revision}")
-        found = load(loader, "me/tiny", revision, HF_HOME=home, HF_TOKEN=TOKEN)
-        torch.testing.assert_close(found, local, atol=1e-6, rtol=0)
+    revisions = {None: ".", "step-4": "checkpoint-4", "step-6": "checkpoint-6"}
+    local = [
+        SimCSEModel.from_pretrained(tmp_path / "out" / x).encode(TEXTS) for x in revisions.values()
+    ]
+    for loader in LOADERS:
+        home = str(tmp_path / f"empty-{loader}")
+        found = load(loader, "me/tiny", *revisions, HF_HOME=home, HF_TOKEN=TOKEN)
+        torch.testing.assert_close(found, torch.stack(local), atol=1e-6, rtol=0)
 
 
 REFUSE = """
@@ -83,6 +52,7 @@ for code in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_private_repository_is_refused_without_a_token(hub: LoopbackHub, tmp_path):
     train(tmp_path / "out", hub_private_repo=True, max_steps=2)
     before = len(hub.requests)
@@ -109,6 +79,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 def test_the_snippets_of_pushed_cards_run_as_printed(hub: LoopbackHub, tmp_path):
     models = {}
     for kind, (data, language) in KINDS.items():
@@ -176,6 +147,7 @@ def test_main_keeps_the_best_model_and_every_tag_its_own(hub: LoopbackHub, tmp_p
     assert best != 8, "the case this test is about"
 
 
+@pytest.mark.slow
 def test_without_the_training_state_there_is_no_branch_for_it(hub: LoopbackHub, tmp_path):
     train(tmp_path / "out", hub_push_training_state=False)
     assert list(hub.repos["me/tiny"].branches) == ["main"]
@@ -206,6 +178,7 @@ def test_a_card_that_the_hub_refuses_is_one_line_too(hub: LoopbackHub, tmp_path)
         trainer.hub.check_card("license: 5")
 
 
+@pytest.mark.slow
 def test_a_slow_hub_costs_less_than_ten_seconds_and_a_late_no_is_said(
     hub: LoopbackHub, tmp_path, caplog
 ):
@@ -218,12 +191,15 @@ def test_a_slow_hub_costs_less_than_ten_seconds_and_a_late_no_is_said(
     callback.check_card("license: mit")
     assert time.monotonic() - start < 10
     assert caplog.text.count("Training starts, and every save is tried anew") == 2
-    while time.monotonic() - start < 30 and "is not pushed until that is mended" not in caplog.text:
+    while (
+        time.monotonic() - start < 30 and "is not pushed until that is corrected" not in caplog.text
+    ):
         time.sleep(0.1)
     assert "other/tiny cannot be pushed to: 403" in caplog.text
     callback.uploader.end()
 
 
+@pytest.mark.slow
 def test_a_definite_no_of_a_slow_hub_is_still_an_error(hub: LoopbackHub, tmp_path):
     hub.delay = 1.5
     start = time.monotonic()
@@ -238,6 +214,7 @@ def test_the_hub_offline_by_setting_is_said_at_once(hub: LoopbackHub, tmp_path, 
         build(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_the_hub_does_not_change_what_is_trained(hub: LoopbackHub, tmp_path):
     with_hub = train(tmp_path / "with")
     without = train(tmp_path / "without", push_to_hub=False)

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from hub_runs import TOKEN, build, train
-from loopback import LoopbackHub
+from helpers import ROOT
+from helpers.hub_runs import TOKEN, build, train
+from helpers.loopback import LoopbackHub
+from helpers.training import PAIRS
 from safetensors.torch import load_file
-from test_trainer import PAIRS
 
 from simcse_trainer import InputError
-from simcse_trainer.hub.resume import download_training_state
+from simcse_trainer.training.resume import download_training_state
 
 RUN = """
 import os, sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
-from hub_runs import build
+from helpers.hub_runs import build
 from transformers import TrainerCallback
 
 os.environ["HF_HUB_OFFLINE"] = "0"  # the tests' own setting
@@ -39,6 +39,7 @@ trainer.train()
 
 
 @pytest.mark.parametrize("best", [False, True])
+@pytest.mark.slow
 def test_a_killed_run_goes_on_elsewhere_from_the_hub_to_the_same_weights(
     best, hub: LoopbackHub, tmp_path
 ):
@@ -51,9 +52,9 @@ def test_a_killed_run_goes_on_elsewhere_from_the_hub_to_the_same_weights(
             "load_best_model_at_end": True,
             "greater_is_better": False,
         }
-    whole = train(tmp_path / "whole", push_to_hub=False, max_steps=10, **options)
+    complete = train(tmp_path / "whole", push_to_hub=False, max_steps=10, **options)
     out = tmp_path / "killed"
-    paths = [str(ROOT / "tests" / name) for name in (".", "integration", "hub")]
+    paths = [str(ROOT / "tests")]
     told = {name: value for name, value in options.items() if name != "eval_dataset"}
     code = RUN.format(paths=paths, options=told)
     if best:
@@ -61,7 +62,7 @@ def test_a_killed_run_goes_on_elsewhere_from_the_hub_to_the_same_weights(
         code = (
             "import sys; sys.path[:0] = "
             + repr(paths)
-            + "\nfrom test_trainer import PAIRS\n"
+            + "\nfrom helpers.training import PAIRS\n"
             + code
         )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
@@ -73,13 +74,14 @@ def test_a_killed_run_goes_on_elsewhere_from_the_hub_to_the_same_weights(
     resumed = build(tmp_path / "resumed", push_to_hub=False, max_steps=10, **options)
     resumed.train(resume_from_checkpoint=str(checkpoint))
     assert resumed.state.global_step == 10
-    for name, tensor in whole.model.state_dict().items():
+    for name, tensor in complete.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
     if best:
-        assert whole.state.best_global_step == resumed.state.best_global_step
+        assert complete.state.best_global_step == resumed.state.best_global_step
 
 
 @pytest.mark.parametrize("path", ["optimizer.pt", "model.safetensors", "trainer_state.json"])
+@pytest.mark.slow
 def test_an_altered_training_state_is_refused(path, hub: LoopbackHub, tmp_path):
     train(tmp_path / "out")
     repo = hub.repos["me/tiny"]
@@ -90,17 +92,19 @@ def test_an_altered_training_state_is_refused(path, hub: LoopbackHub, tmp_path):
     assert not list((tmp_path / "new").glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_torn_training_state_is_refused(hub: LoopbackHub, tmp_path):
     train(tmp_path / "out")
     repo = hub.repos["me/tiny"]
-    whole = dict(repo.by_sha[repo.branches["training-state"]].files)
-    torn = {path: blob for path, blob in whole.items() if path != "optimizer.pt"}
-    repo.commit("training-state", "torn", torn)
+    complete = dict(repo.by_sha[repo.branches["training-state"]].files)
+    incomplete = {path: blob for path, blob in complete.items() if path != "optimizer.pt"}
+    repo.commit("training-state", "torn", incomplete)
     with pytest.raises(InputError, match=r"torn: optimizer\.pt is listed"):
         download_training_state("me/tiny", tmp_path / "new", token=TOKEN)
     assert not list((tmp_path / "new").glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_repository_without_a_training_state_says_so(hub: LoopbackHub, tmp_path):
     train(tmp_path / "out", hub_push_training_state=False)
     with pytest.raises(InputError, match="resume_from_hub: me/tiny cannot be resumed from"):
@@ -109,6 +113,7 @@ def test_a_repository_without_a_training_state_says_so(hub: LoopbackHub, tmp_pat
         download_training_state("me/tiny@main", tmp_path / "new", token=TOKEN)
 
 
+@pytest.mark.slow
 def test_an_earlier_state_can_be_asked_for(hub: LoopbackHub, tmp_path):
     train(tmp_path / "out")
     earlier = hub.repos["me/tiny"].commits("training-state")[1]

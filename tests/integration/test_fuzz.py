@@ -11,10 +11,11 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from conftest import WORDS, tiny_backbone, tiny_tokenizer
-from fuzzing import random_config, random_data
+from helpers.fuzzing import random_config, random_data
+from helpers.tiny import WORDS, tiny_backbone, tiny_tokenizer
 
-from simcse_trainer import SimCSEModel, cli, entry
+from simcse_trainer import SimCSEModel, cli
+from simcse_trainer.cli import train as script
 
 CASES = int(os.environ.get("SIMCSE_FUZZ_CASES", "60"))
 LIMIT_S = 120
@@ -78,7 +79,7 @@ def _limit():
 
 
 def check_training(words, capsys, folder):
-    status = entry.main(words)
+    status = script.main(words)
     said = capsys.readouterr().err.strip().splitlines()
     written = [*folder.glob("out/model.safetensors"), *folder.glob("out/adapter_model.safetensors")]
     if status == 0:

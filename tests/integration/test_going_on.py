@@ -8,16 +8,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from conftest import ROOT, WORDS, save_tiny
 from datasets import Dataset
+from helpers import ROOT
+from helpers.checks import refusal
+from helpers.tiny import WORDS, save_tiny
+from helpers.training import BEST, PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model
 from safetensors import safe_open
-from test_own_files import BEST, refusal
-from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model
 from transformers import TrainerCallback
 
 from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
 from simcse_trainer.data.loading import load_training_data
-from simcse_trainer.model.adapters import lora_config
+from simcse_trainer.model.lora import lora_config
 
 
 class Terminate(TrainerCallback):
@@ -50,17 +51,17 @@ def test_the_evaluation_of_the_step_at_which_a_run_was_stopped_is_not_lost(by, t
     if by == "epoch":
         options |= {"max_steps": 10}
         step = 5  # 40 rows are 5 batches
-    whole = evaluated(tmp_path / "whole", **options)
-    whole.train()
+    complete = evaluated(tmp_path / "whole", **options)
+    complete.train()
     stopped = evaluated(tmp_path / "out", [Terminate(step)], **options)
     stopped.train()
     assert stopped.state.global_step == step
     assert stopped.interrupted
     resumed = evaluated(tmp_path / "out", **options)
     resumed.train(resume_from_checkpoint=True)
-    assert scores(resumed) == pytest.approx(scores(whole))
-    assert resumed.state.best_global_step == whole.state.best_global_step
-    for name, tensor in whole.model.state_dict().items():
+    assert scores(resumed) == pytest.approx(scores(complete))
+    assert resumed.state.best_global_step == complete.state.best_global_step
+    for name, tensor in complete.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
@@ -106,14 +107,14 @@ def streamed(tmp_path):
 @pytest.mark.field("13b")
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_a_stream_goes_on_in_its_second_pass_with_the_same_batches(accumulated, streamed):
-    whole, again = [], []
+    complete, again = [], []
     options = {"gradient_accumulation_steps": accumulated}
-    first = streamed(whole, **options)
+    first = streamed(complete, **options)
     first.train()
     resumed = streamed(again, **options)
     resumed.train(resume_from_checkpoint=str(Path(first.args.output_dir) / "checkpoint-7"))
-    assert again == whole[-len(again) :]
-    assert len(again) < len(whole)
+    assert again == complete[-len(again) :]
+    assert len(again) < len(complete)
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
@@ -168,7 +169,7 @@ def test_a_model_without_a_tensor_is_never_saved(adapted, tmp_path):
 def test_too_few_rows_for_all_processes_are_named_with_the_processes(tmp_path, monkeypatch):
     args = build_args(tmp_path, per_device_train_batch_size=24, dataloader_drop_last=True)
     monkeypatch.setattr(SimCSETrainingArguments, "world_size", property(lambda self: 2))
-    from simcse_trainer.preparation import check_size
+    from simcse_trainer.training.validation import check_size
 
     said = refusal(lambda: check_size(UNSUPERVISED.add_column("input_ids", [[[2]]] * 40), args))
     assert "40 rows" in said
@@ -193,16 +194,16 @@ def test_a_launcher_leaves_the_precision_to_the_recipe(name):
 def test_processes_share_the_work_of_an_evaluation_and_find_the_same(tmp_path):
     model = build_model().eval()
     texts = PAIRS["sentence1"] + PAIRS["sentence2"]
-    whole = model.encode(texts, batch_size=3)
+    complete = model.encode(texts, batch_size=3)
     calls, shares = [], []
     model.register_forward_hook(lambda *_: calls.append(1))
     try:
         for rank in range(3):
             calls.append(0)
-            shares.append(model.encode(texts, batch_size=3, share=(rank, 3)))
+            shares.append(model.encode(texts, batch_size=3, shard=(rank, 3)))
     except TypeError:
         pytest.fail("every process evaluates everything")
-    torch.testing.assert_close(sum(shares), whole)
+    torch.testing.assert_close(sum(shares), complete)
     counts = "".join(map(str, calls)).split("0")[1:]
     assert counts == ["111"] * 3, "each process runs the model as often, and a third of the times"
 
@@ -219,7 +220,7 @@ def test_processes_share_the_work_of_an_evaluation_and_find_the_same(tmp_path):
     ],
 )
 def test_what_an_engine_cannot_do_right_is_refused(state, options, named, tmp_path):
-    from simcse_trainer.preparation import check_engine
+    from simcse_trainer.training.validation import check_engine
 
     args = build_args(tmp_path, **(BEST | options))
     assert named in refusal(lambda: check_engine(SimpleNamespace(**state), args))

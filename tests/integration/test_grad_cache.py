@@ -2,10 +2,10 @@
 
 from functools import partial
 
-import arrangements
 import pytest
 import torch
-from arrangements import build, compare, examples, gradients_of, one_graph, step
+from helpers import arrangements
+from helpers.arrangements import build, compare, examples, get_gradients, one_graph, step
 from peft import LoraConfig, get_peft_model
 
 
@@ -57,7 +57,7 @@ def test_accumulated_batches_are_averaged():
         trainer.current_gradient_accumulation_steps = batches
         for _ in range(batches):
             loss, _ = step(trainer, rows)
-        gradients.append((loss * batches, gradients_of(trainer.model)))
+        gradients.append((loss * batches, get_gradients(trainer.model)))
     compare(gradients[1], gradients[0], "accumulation")
     compare(gradients[2], gradients[0], "plain accumulation")
 

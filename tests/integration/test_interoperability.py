@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, tiny_config, tiny_tokenizer
 from datasets import Dataset
+from helpers.tiny import WORDS, tiny_config, tiny_tokenizer
 from torch.nn.functional import normalize
 from transformers import AutoModel
 
@@ -132,6 +132,7 @@ class _Exported(torch.nn.Module):
         return self.model(features)["sentence_embedding"]
 
 
+@pytest.mark.slow
 def test_onnx(trained, tmp_path):
     """torch's own exporter, with sentence-transformers around the model; optimum-onnx, which would
     do it in one call, does not install beside transformers 5."""

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT
-from test_train import run  # noqa: F401  (a fixture)
+from helpers import ROOT
 
 from simcse_trainer import InputError
-from simcse_trainer.launching import _asked_of_accelerate, check_processes, find_command
+from simcse_trainer.training.processes import _asked_of_accelerate, check_processes, find_command
 
 CONFIGS = sorted((ROOT / "configs/accelerate").glob("*.yaml"))
 
@@ -40,7 +39,8 @@ def launch(options: dict, *argv: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
-def test_one_process_on_the_cpu(run):  # noqa: F811
+@pytest.mark.slow
+def test_one_process_on_the_cpu(run):
     cpu = str(ROOT / "configs/accelerate/cpu.yaml")
     found = launch(run, "--config_file", cpu)
     assert found.returncode == 0, found.stderr
@@ -48,7 +48,8 @@ def test_one_process_on_the_cpu(run):  # noqa: F811
     assert "The model after 4 steps is in out" in found.stdout
 
 
-def test_two_processes_that_the_launcher_does_not_start(run):  # noqa: F811
+@pytest.mark.slow
+def test_two_processes_that_the_launcher_does_not_start(run):
     found = launch(run, "--cpu", "--num_processes", "2")
     assert found.returncode != 0
     assert "asked for 2 processes and started 1" in found.stderr
@@ -73,7 +74,7 @@ def test_what_the_launcher_was_asked_for(command, asked, monkeypatch, tmp_path):
 def test_the_config_file_counts_too(monkeypatch):
     path = str(ROOT / "configs/accelerate/multi_gpu.yaml")
     command = ["accelerate", "launch", "--config_file", path, "x.py"]
-    monkeypatch.setattr("simcse_trainer.launching._parent_command", lambda: command)
+    monkeypatch.setattr("simcse_trainer.training.processes._parent_command", lambda: command)
     with pytest.raises(InputError, match="asked for 4 processes and started 1"):
         check_processes(1)
     check_processes(4)
@@ -110,5 +111,5 @@ def test_one_core_of_several_is_named(monkeypatch, caplog):
     ],
 )
 def test_the_command_that_the_card_names(parent, command, monkeypatch):
-    monkeypatch.setattr("simcse_trainer.launching._parent_command", lambda: parent)
+    monkeypatch.setattr("simcse_trainer.training.processes._parent_command", lambda: parent)
     assert " ".join(find_command(["run.yaml", "--seed", "1"])) == command

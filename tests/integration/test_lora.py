@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import DECODERS, fails, save_tiny
 from datasets import Dataset
-from test_card import RUNNER
-from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args
+from helpers.cards import RUNNER
+from helpers.checks import fails
+from helpers.tiny import DECODERS, save_tiny
+from helpers.training import PAIRS, TRIPLETS, UNSUPERVISED, build_args
 from transformers import AutoModel
 
 from simcse_trainer import SimCSEModel, SimCSETrainer
-from simcse_trainer.config import parse_arguments
-from simcse_trainer.entry import main
-from simcse_trainer.model.adapters import base_of, lora_config
+from simcse_trainer.cli.config import parse_arguments
+from simcse_trainer.cli.train import main
+from simcse_trainer.model.lora import get_base_model, lora_config
 
 # Name -> family, options of the model, training data.
 KINDS = {
@@ -77,12 +78,12 @@ def test_a_resumed_run_is_bit_identical(kind, tmp_path):
         SimCSETrainer(model, args, KINDS[kind][2]).train(resume_from_checkpoint=resume)
         return model.state_dict()
 
-    whole = run("whole")
+    complete = run("whole")
     checkpoint = tmp_path / "whole/checkpoint-3"
     resumed = run("resumed", resume=str(checkpoint), seed=9)
     assert not any(path.name == "config.json" for path in checkpoint.glob("*"))
-    assert whole.keys() == resumed.keys()
-    for name, tensor in whole.items():
+    assert complete.keys() == resumed.keys()
+    for name, tensor in complete.items():
         assert torch.equal(tensor, resumed[name]), name
 
 
@@ -272,12 +273,13 @@ def test_full_fine_tuning_of_a_checkpoint_in_half_precision_keeps_float32(comman
     model_args, _, _ = parse_arguments(["--use_lora", "true", "--output_dir", str(tmp_path)])
     assert model_args.dtype is None
     adapted = SimCSEModel.from_pretrained(source, lora=lora_config())
-    assert base_of(adapted.backbone).dtype == torch.bfloat16
+    assert get_base_model(adapted.backbone).dtype == torch.bfloat16
     trained = {p.dtype for p in adapted.parameters() if p.requires_grad}
     assert trained == {torch.float32}
     assert json.loads((tmp_path / "run/config.json").read_text())["dtype"] == "float32"
 
 
+@pytest.mark.slow
 def test_snippets_of_the_card_run_as_printed_and_agree(tmp_path, monkeypatch):
     pytest.importorskip("sentence_transformers")
     monkeypatch.chdir(tmp_path)
@@ -291,7 +293,7 @@ def test_snippets_of_the_card_run_as_printed_and_agree(tmp_path, monkeypatch):
     for kind, (form, relation, snippets) in forms.items():
         model = load(base_folder(Path(kind, "base").absolute(), kind), kind)
         trainer = SimCSETrainer(model, build_args(Path(kind)), KINDS[kind][2])
-        trainer.description.model_name = "me/base"  # as if it had come from the Hub
+        trainer.run_info.model_name = "me/base"  # as if it had come from the Hub
         trainer.train()
         trainer.save_model()
         trainer.create_model_card()

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import attempt, run_command, save_tiny, tiny_backbone, tiny_tokenizer
 from datasets import Dataset
-from hub_runs import TOKEN
+from helpers.checks import attempt, run_command
+from helpers.hub_runs import TOKEN
+from helpers.tiny import save_tiny, tiny_backbone, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer, SimCSETrainingArguments
-from simcse_trainer.entry import main as train_main
+from simcse_trainer.cli.train import main as train_main
 from simcse_trainer.model.quantization import keep_differentiable
 
 field = pytest.mark.field
@@ -178,11 +179,11 @@ def test_a_file_that_was_not_downloaded_is_one_line(files, kind, name, capsys):
     )
     model.save_pretrained(files / "model")
     path = files / "model" / name
-    whole = path.read_bytes()
+    complete = path.read_bytes()
     content = {
         "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-        "torn": whole[: len(whole) // 2],
-        "header": whole[:5],
+        "torn": complete[: len(complete) // 2],
+        "header": complete[:5],
         "empty": b"",
     }[kind]
     path.write_bytes(content)
@@ -199,7 +200,7 @@ def test_a_file_that_was_not_downloaded_is_one_line(files, kind, name, capsys):
 
 @field("31a")
 def test_an_adapter_that_was_not_downloaded_is_one_line(files, capsys):
-    from simcse_trainer.model.adapters import lora_config
+    from simcse_trainer.model.lora import lora_config
 
     model = SimCSEModel.from_pretrained(
         save_tiny(files / "base"), pooling_mode="mean", lora=lora_config(r=2)

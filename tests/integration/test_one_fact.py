@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import run as command
-from conftest import save_tiny, tiny_backbone, tiny_tokenizer
 from datasets import Dataset
-from test_own_files import BEST, refusal
-from test_train import run, train  # noqa: F401
-from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model
+from helpers.checks import refusal
+from helpers.command_line import run as command
+from helpers.runs import train
+from helpers.tiny import save_tiny, tiny_backbone, tiny_tokenizer
+from helpers.training import BEST, PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model
 
 from simcse_trainer import SimCSEModel, SimCSETrainer
 from simcse_trainer.hub.escaping import shell_command
-from simcse_trainer.model.adapters import lora_config
+from simcse_trainer.model.lora import lora_config
 
 CODE = """
 from transformers import BertModel
@@ -81,6 +81,7 @@ def test_a_command_runs_code_of_a_model_where_it_is_said_and_never_asks(
 
 
 @pytest.mark.field("21a")
+@pytest.mark.slow
 def test_the_card_and_the_run_file_say_the_batch_that_was_found(tmp_path):
     args = build_args(
         tmp_path,
@@ -162,13 +163,13 @@ def test_a_stopped_run_is_evaluated_as_it_is_searched(tmp_path, monkeypatch):
 
 @pytest.mark.field("23a")
 @pytest.mark.parametrize("kind", [TypeError, RuntimeError, ValueError])
-def test_an_error_of_our_own_keeps_its_traceback(kind, run, monkeypatch):  # noqa: F811
-    from simcse_trainer import trainer
+def test_an_error_of_our_own_keeps_its_traceback(kind, run, monkeypatch):
+    from simcse_trainer.training import dataset
 
     def broken(*args, **kwargs):
         raise kind("a bug of ours")
 
-    monkeypatch.setattr(trainer, "warn_of_settings", broken)
+    monkeypatch.setattr(dataset, "warn_about_settings", broken)
     found = None
     try:
         train(run)

@@ -5,51 +5,25 @@ transformers.js takes a template token's id for its text; llama.cpp and text-emb
 read config.json by themselves; fastembed and infinity read tokenizer.json without transformers 5.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import stat
 
 import pytest
 import torch
-from conftest import save_tiny, tiny_config, tiny_decoder_tokenizer, tiny_tokenizer
+from helpers.folders import KINDS, TEXTS, make
+from helpers.tiny import save_tiny, tiny_config, tiny_decoder_tokenizer, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from simcse_trainer import SimCSEModel
-from simcse_trainer.model.adapters import lora_config
+from simcse_trainer.model.lora import lora_config
 
 field = pytest.mark.field
-TEXTS = ["a man is eating food", "the dog sleeps", "a", "the big red cat runs on the small mat"]
-PROMPT = "the big {text} sleeps"
-
-# Kinds of folders: how the model is made.
-KINDS = {
-    "bert, cls and head": ("bert", {"pooling_mode": "cls", "mlp_only_train": False}),
-    "bert, mean": ("bert", {"pooling_mode": "mean"}),
-    "bert, prompt": ("bert", {"pooling_mode": "mean", "prompt": PROMPT}),
-    "bert, length 1": ("bert", {"pooling_mode": "mean", "normalize_embeddings": True}),
-    "roberta, two layers": ("roberta", {"pooling_mode": "avg_first_last"}),
-    "modernbert, mean": ("modernbert", {"pooling_mode": "mean"}),
-    "qwen3, last": ("qwen3", {}),
-    "qwen3, prompt": ("qwen3", {"prompt": PROMPT}),
-    "qwen3, both sides": ("qwen3", {"bidirectional_attention": True}),
-    "llama, both sides": ("llama", {"bidirectional_attention": True}),
-    "mistral, both sides": ("mistral", {"bidirectional_attention": True}),
-    "gemma, last": ("gemma3_text", {}),
-    "gemma, both sides": ("gemma3_text", {"bidirectional_attention": True}),
-    "gemma, prompt": ("gemma3_text", {"bidirectional_attention": True, "prompt": PROMPT}),
-    "llama, adapter": ("llama", {"lora": lora_config(r=2)}),
-}
 PROMPTS = [kind for kind in KINDS if "prompt" in kind or "last" in kind]
-
-
-def make(folder, kind, **options):
-    family, how = KINDS[kind]
-    base = save_tiny(folder / "base", family)
-    model = SimCSEModel.from_pretrained(base, **{"max_seq_length": 24, **how, **options})
-    model.save_pretrained(folder / "saved")
-    return model, folder / "saved"
 
 
 def known(kind):
@@ -467,8 +441,8 @@ def test_layers_of_other_weights_are_not_averaged_as_equal(tmp_path):
 
 @pytest.mark.parametrize("normalized", [True, False])
 def test_the_card_says_the_length_of_embeddings(normalized, tmp_path):
-    from simcse_trainer.describing import write_merged_card
     from simcse_trainer.files import CARD
+    from simcse_trainer.hub.run_info import write_merged_card
 
     base = save_tiny(tmp_path / "base", "llama")
     model = SimCSEModel.from_pretrained(

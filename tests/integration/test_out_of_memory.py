@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from test_trainer import NO_DROPOUT, TRIPLETS, UNSUPERVISED, build_args, build_model
+from helpers.training import NO_DROPOUT, TRIPLETS, UNSUPERVISED, build_args, build_model
 from transformers import TrainerCallback
 
 from simcse_trainer import InputError, SimCSETrainer
@@ -37,14 +37,14 @@ class Chunks(TrainerCallback):
         self.prescribe()
 
     def on_step_end(self, args, state, control, **kwargs):
-        self.seen.append(self.trainer.cached_step.chunk)
+        self.seen.append(self.trainer.grad_cache_step.chunk)
         self.prescribe()
 
     on_substep_end = on_step_end
 
     def prescribe(self):
         if self.prescribed and len(self.seen) < len(self.prescribed):
-            self.trainer.cached_step.chunk = self.prescribed[len(self.seen)]
+            self.trainer.grad_cache_step.chunk = self.prescribed[len(self.seen)]
 
 
 def train(folder, *, fail_at=(), prescribed=None, data=TRIPLETS, dropout=True, **options):
@@ -70,6 +70,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.slow
 def test_the_weights_are_those_of_a_run_that_had_the_memory(seed, tmp_path):
     chance = random.Random(seed)
     kind = KINDS[seed % len(KINDS)]

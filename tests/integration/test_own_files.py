@@ -1,5 +1,7 @@
 """A run writes, replaces and deletes its own files and nothing else, and says which model it is."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -14,29 +16,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, WORDS
-from test_train import run, train  # noqa: F401
-from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model
+from helpers import ROOT
+from helpers.checks import refusal
+from helpers.runs import train
+from helpers.tiny import WORDS
+from helpers.training import BEST, PAIRS, TRIPLETS, build_args, build_model, start
 from transformers import TrainerCallback
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer
 
 TEXTS = [" ".join(WORDS[i : i + 4]) for i in range(5)]
-
-
-def refusal(call) -> str:
-    """The one line with which a call refuses; empty where it does not."""
-    try:
-        call()
-    except InputError as error:
-        return str(error)
-    return ""
-
-
-def start(folder: Path, data=UNSUPERVISED, *, model=None, callbacks=None, **options):
-    args = build_args(folder, **({"max_steps": 4} | options))
-    evaluated = {"stsb": PAIRS} if options.get("eval_strategy") else None
-    return SimCSETrainer(model or build_model(), args, data, evaluated, callbacks=callbacks)
 
 
 @pytest.mark.field("1e")
@@ -90,8 +79,8 @@ def make_old(folder: Path) -> None:
 
 
 def test_a_run_of_the_old_version_loads_and_resumes_and_loses_nothing(tmp_path):
-    whole = start(tmp_path / "whole", max_steps=6)
-    whole.train()
+    complete = start(tmp_path / "whole", max_steps=6)
+    complete.train()
     trainer = start(tmp_path / "out", max_steps=6, save_strategy="steps", save_steps=2)
     trainer.train()
     trainer.save_model()
@@ -110,7 +99,7 @@ def test_a_run_of_the_old_version_loads_and_resumes_and_loses_nothing(tmp_path):
     kept = {Path(str(path).replace("checkpoint-6/", "checkpoint-6.before/")) for path in before}
     replaced = {path for path in before if path.parent == out}
     assert kept - after - replaced == set()
-    for name, tensor in whole.model.state_dict().items():
+    for name, tensor in complete.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
@@ -118,7 +107,7 @@ SLOW = """
 import sys, time
 sys.path[:0] = {paths!r}
 from pathlib import Path
-from test_own_files import start
+from helpers.training import start
 from transformers import TrainerCallback
 
 class Slow(TrainerCallback):
@@ -133,7 +122,7 @@ start(Path(sys.argv[1]), callbacks=[Slow()], max_steps=200, save_strategy="steps
 
 def start_elsewhere(folder: Path) -> subprocess.Popen:
     """A run in another process, which has made a few steps."""
-    paths = [str(ROOT / "tests" / name) for name in (".", "integration")]
+    paths = [str(ROOT / "tests")]
     process = subprocess.Popen([sys.executable, "-c", SLOW.format(paths=paths), str(folder)])
     deadline = time.monotonic() + 90
     while not list(folder.glob("checkpoint-*")):
@@ -144,6 +133,7 @@ def start_elsewhere(folder: Path) -> subprocess.Popen:
 
 
 @pytest.mark.field("7a")
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_of_a_running_one_is_refused(tmp_path):
     first = start_elsewhere(tmp_path / "out")
     try:
@@ -156,6 +146,7 @@ def test_a_second_run_in_the_folder_of_a_running_one_is_refused(tmp_path):
     assert str(first_pid) in said
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed_at_once_though_its_lock_names_this_process(tmp_path):
     """In a restarted container the new run has the host and the process id of the old one."""
     out = tmp_path / "out"
@@ -229,7 +220,7 @@ def test_the_finished_model_of_another_run_is_not_replaced(tmp_path):
 
 @pytest.mark.field("9c")
 @pytest.mark.parametrize("name", ["README.md", "config.json", "training_args.json"])
-def test_the_command_line_refuses_a_folder_with_other_work_in_one_line(name, run, capsys):  # noqa: F811
+def test_the_command_line_refuses_a_folder_with_other_work_in_one_line(name, run, capsys):
     Path("out").mkdir()
     Path("out", name).write_text("mine", encoding="utf-8")
     status = train(run)
@@ -241,7 +232,7 @@ def test_the_command_line_refuses_a_folder_with_other_work_in_one_line(name, run
 
 
 @pytest.mark.field("9d")
-def test_the_option_named_in_the_refusal_replaces_ours_and_keeps_theirs(run, capsys):  # noqa: F811
+def test_the_option_named_in_the_refusal_replaces_ours_and_keeps_theirs(run, capsys):
     assert train(run) == 0
     first = Path("out/model.safetensors").read_bytes()
     assert train(run | {"seed": 7}) == 2, "the first run's model is finished work"
@@ -256,7 +247,7 @@ def test_the_option_named_in_the_refusal_replaces_ours_and_keeps_theirs(run, cap
         assert Path("out", name).is_file()
 
 
-def test_overwriting_moves_aside_what_no_run_has_written(run):  # noqa: F811
+def test_overwriting_moves_aside_what_no_run_has_written(run):
     Path("out/checkpoint-2").mkdir(parents=True)
     Path("out/checkpoint-2/optimizer.pt").write_text("theirs", encoding="utf-8")
     Path("out/config.json").write_text("theirs", encoding="utf-8")
@@ -334,16 +325,6 @@ def test_a_reader_finds_the_old_model_or_the_new_one_or_an_error(tmp_path, monke
     assert seen == {"old", "new"}
 
 
-BEST = {
-    "eval_strategy": "steps",
-    "eval_steps": 2,
-    "save_strategy": "steps",
-    "save_steps": 2,
-    "load_best_model_at_end": True,
-    "metric_for_best_model": "stsb_spearman",
-}
-
-
 def score_in_card(folder: Path) -> float:
     card = (folder / "README.md").read_text(encoding="utf-8")
     row = re.search(r"\| *(?:stsb|STS-B|STS Benchmark|STSB)[^|]*\|(.*)\|", card, re.IGNORECASE)
@@ -351,7 +332,7 @@ def score_in_card(folder: Path) -> float:
     return float(row[1].split("|")[-1].strip().strip("*"))
 
 
-def score_of(folder: Path) -> float:
+def get_score(folder: Path) -> float:
     """Of the weights that the folder holds, measured anew."""
     model = SimCSEModel.from_pretrained(folder)
     args = build_args(folder.parent / "measured")
@@ -372,7 +353,7 @@ class Worse(TrainerCallback):
 def finish(trainer: SimCSETrainer, folder: Path) -> None:
     trainer.save_model()
     trainer.create_model_card()
-    assert score_in_card(folder) == pytest.approx(score_of(folder), abs=0.006)
+    assert score_in_card(folder) == pytest.approx(get_score(folder), abs=0.006)
 
 
 class StopAtFour(TrainerCallback):

@@ -4,8 +4,8 @@ import json
 import sys
 
 import pytest
-from conftest import WORDS
-from test_trainer import build_model
+from helpers.tiny import WORDS
+from helpers.training import build_model
 
 from simcse_trainer import cli
 

@@ -1,51 +1,16 @@
 """The command line from a config file to a folder that every loader reads."""
 
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
 
 import pytest
-import yaml
-from conftest import ROOT, WORDS, tiny_backbone, tiny_tokenizer
+from helpers import ROOT
+from helpers.runs import LINES, train
 
 from simcse_trainer import SimCSEModel
-from simcse_trainer.entry import main
-
-LINES = [" ".join(WORDS[(i * k) % 16] for k in range(1, 3 + i % 6)) for i in range(40)]
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A working folder with a tiny model, data, and options for a short run."""
-    monkeypatch.chdir(tmp_path)
-    # Weights as of a fresh model: with larger ones a tiny network does not train.
-    backbone = tiny_backbone("bert")
-    for parameter in backbone.parameters():
-        parameter.data *= 0.3
-    SimCSEModel(backbone, tiny_tokenizer(), pooling_mode="mean").save_pretrained("base")
-    (tmp_path / "train.txt").write_text("\n".join(LINES), encoding="utf-8")
-    rows = [f"{a},{b},{c}" for a, b, c in zip(LINES, LINES[1:], LINES[5:], strict=False)]
-    (tmp_path / "triplets.csv").write_text("sent0,sent1,hard_neg\n" + "\n".join(rows))
-    pairs = [f"{a},{b},{i % 6}" for i, (a, b) in enumerate(zip(LINES, LINES[3:], strict=False))]
-    (tmp_path / "pairs.csv").write_text("sentence1,sentence2,score\n" + "\n".join(pairs))
-    return {
-        "model_name_or_path": "base",
-        "train_file": "triplets.csv",
-        "eval_tasks": "pairs.csv",
-        "output_dir": "out",
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-
-
-def train(options, *argv) -> int:
-    with open("run.yaml", "w", encoding="utf-8") as file:
-        yaml.safe_dump(options, file)
-    return main(["run.yaml", *argv])
 
 
 def test_a_run_ends_with_scores_neighbours_and_a_folder(run, capsys, tmp_path):
@@ -111,6 +76,7 @@ def test_what_a_user_can_put_right_is_one_line_and_status_2(run, options, messag
     assert message in err
 
 
+@pytest.mark.slow
 def test_the_script_prints_no_traceback(tmp_path):
     found = subprocess.run(
         [sys.executable, ROOT / "train_simcse.py", "no_such.yaml"],
@@ -153,11 +119,11 @@ def test_a_worker_that_meets_a_bad_row_says_only_that(run, tmp_path, capsys):
 
 def test_streamed_rows_are_shuffled_and_yaml_no_is_no(run, tmp_path):
     (tmp_path / "run.yaml").write_text("save_strategy: no\n")
-    from simcse_trainer.config import parse_arguments
+    from simcse_trainer.cli.config import parse_arguments
 
     _, data, args = parse_arguments(["run.yaml", "--use_cpu", "--streaming", "true"])
     assert args.save_strategy == "no"
-    from simcse_trainer.train import _load_train_dataset
+    from simcse_trainer.training.run import _load_train_dataset
 
     data.train_file = ["train.txt"]
     first = [row["sent0"] for row in _load_train_dataset(data, 3)]

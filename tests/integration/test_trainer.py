@@ -1,71 +1,26 @@
 """SimCSETrainer as a user writes it: texts in, a trained and saved model out."""
 
+from __future__ import annotations
+
 import json
 import logging
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import WORDS, tiny_config, tiny_tokenizer
 from datasets import Dataset
-from transformers import AutoModel, AutoModelForMaskedLM, TrainerCallback
+from helpers.training import (
+    NO_DROPOUT,
+    PAIRS,
+    TRIPLETS,
+    UNSUPERVISED,
+    build_args,
+    build_model,
+    texts,
+)
+from transformers import TrainerCallback
 
-from simcse_trainer import InputError, SimCSEModel, SimCSETrainer, SimCSETrainingArguments
+from simcse_trainer import InputError, SimCSEModel, SimCSETrainer
 from simcse_trainer.data.tokenization import tokenize_dataset
-from simcse_trainer.model.heads import MLMHead, ProjectionHead
-
-ROWS = 40
-
-
-def texts(offset: int) -> list[str]:
-    count = len(WORDS)
-    return [
-        " ".join(WORDS[(i * k + offset) % count] for k in range(1, 3 + i % 6)) for i in range(ROWS)
-    ]
-
-
-UNSUPERVISED = Dataset.from_dict({"sent0": texts(0)})
-TRIPLETS = Dataset.from_dict({"sent0": texts(0), "sent1": texts(1), "hard_neg": texts(5)})
-PAIRS = {
-    "sentence1": texts(0)[:12],
-    "sentence2": texts(2)[:12],
-    "score": [float(i % 6) for i in range(12)],
-}
-
-
-NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-
-
-def build_model(
-    *, mlm: bool = False, head: bool = True, seed: int = 0, padding_free: bool = True, **config
-) -> SimCSEModel:
-    torch.manual_seed(seed)
-    config = tiny_config("bert", initializer_range=0.1, **config)
-    backbone = AutoModel.from_config(config, add_pooling_layer=False)
-    mlm_head = MLMHead(AutoModelForMaskedLM.from_config(tiny_config("bert"))) if mlm else None
-    return SimCSEModel(
-        backbone,
-        tiny_tokenizer(),
-        head=ProjectionHead(32) if head else None,
-        mlm_head=mlm_head,
-        max_seq_length=20,
-        padding_free=padding_free,
-    )
-
-
-def build_args(folder: Path, **options) -> SimCSETrainingArguments:
-    defaults = {
-        "per_device_train_batch_size": 8,
-        "max_steps": 6,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 1,
-    }
-    return SimCSETrainingArguments(output_dir=str(folder), **(defaults | options))
 
 
 class TestData:
@@ -264,12 +219,12 @@ def test_a_resumed_run_is_bit_identical(kind, stop, tmp_path):
         trainer.train(resume_from_checkpoint=resume)
         return trainer.model.state_dict()
 
-    whole = run("whole")
+    complete = run("whole")
     run("stopped", callbacks=[StopAfter(stop)])
     # Another initialisation: everything has to come from the checkpoint.
     resumed = run("stopped", resume=str(tmp_path / f"stopped/checkpoint-{stop}"), seed=9)
-    assert whole.keys() == resumed.keys()
-    for name, tensor in whole.items():
+    assert complete.keys() == resumed.keys()
+    for name, tensor in complete.items():
         assert torch.equal(tensor, resumed[name]), name
 
 

@@ -1,7 +1,7 @@
 """Every option and public method of transformers' Trainer 5.23: it works, or is refused by name.
 
 A row that works names the test that shows its effect: one of this file's `EFFECTS` and `CALLS`, or
-`file::test`. A row that is refused is in `simcse_trainer.refusals`.
+`file::test`. A row that is refused is in `simcse_trainer.training.validation`.
 """
 
 import dataclasses
@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import ROOT
 from datasets import Dataset
-from test_own_files import refusal
-from test_trainer import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model
+from helpers import ROOT
+from helpers.checks import refusal
+from helpers.training import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
 from simcse_trainer import SimCSEModel, SimCSETrainer
+from simcse_trainer.training import grad_cache_step
 
 
 def started(folder: Path, **options) -> SimCSETrainer:
@@ -54,7 +55,7 @@ def batches(trainer, count: int = 2) -> list[list[int]]:
     ]
 
 
-def best_of(trainer, choose) -> bool:
+def get_best_checkpoint(trainer, choose) -> bool:
     log = trainer.state.log_history
     found = [one["eval_avg_sts"] for one in log if "eval_avg_sts" in one]
     return trainer.state.best_metric == choose(found)
@@ -66,7 +67,7 @@ def moved(trainer) -> float:
     return max(float((x - start[n]).abs().max()) for n, x in trainer.model.state_dict().items())
 
 
-def checkpointing_of(trainer) -> dict:
+def get_checkpointing(trainer) -> dict:
     layer = vars(trainer.model.backbone.encoder.layer[0])
     return next(x for n, x in layer.items() if n.endswith("checkpointing_func")).keywords
 
@@ -135,7 +136,7 @@ EFFECTS = {
             "activation_checkpointing": True,
             "activation_checkpointing_kwargs": {"use_reentrant": True},
         },
-        lambda t: checkpointing_of(t)["use_reentrant"] is True,
+        lambda t: get_checkpointing(t)["use_reentrant"] is True,
     ),
     "logging_strategy": ({"logging_strategy": "no"}, lambda t: not losses(t)),
     "logging_steps": ({"logging_steps": 2}, lambda t: [one["step"] for one in losses(t)] == [2]),
@@ -164,11 +165,11 @@ EFFECTS = {
     ),
     "metric_for_best_model": (
         STEPS | EVERY | {"metric_for_best_model": "avg_sts", "load_best_model_at_end": True},
-        lambda t: best_of(t, max),
+        lambda t: get_best_checkpoint(t, max),
     ),
     "greater_is_better": (
         STEPS | EVERY | {"metric_for_best_model": "avg_sts", "greater_is_better": False},
-        lambda t: best_of(t, min),
+        lambda t: get_best_checkpoint(t, min),
     ),
     "full_determinism": (
         {"full_determinism": True},
@@ -241,7 +242,7 @@ EFFECTS |= {
     ),
     "per_device_eval_batch_size": (
         EVERY | {"per_device_eval_batch_size": 1},
-        lambda t: calls_of(t) == len({*PAIRS["sentence1"], *PAIRS["sentence2"]}),
+        lambda t: get_calls(t) == len({*PAIRS["sentence1"], *PAIRS["sentence2"]}),
     ),
     "log_level": ({"log_level": "error"}, lambda t: t.args.get_process_log_level() == 40),
     "ddp_find_unused_parameters": (
@@ -340,7 +341,7 @@ CALLS = {
         t.add_callback(Note) is None and t.remove_callback(Note) is None and not has_note(t)
     ),
     "autocast_smart_context_manager": lambda t: t.autocast_smart_context_manager() is not None,
-    "compute_loss": lambda t: t.compute_loss(t.model, batch_of(t)) > 0,
+    "compute_loss": lambda t: t.compute_loss(t.model, get_batch(t)) > 0,
     "compute_loss_context_manager": lambda t: t.compute_loss_context_manager() is not None,
     "create_accelerator_and_postprocess": lambda t: t.create_accelerator_and_postprocess() is None,
     "create_model_card": lambda t: (
@@ -350,7 +351,7 @@ CALLS = {
     "create_optimizer_and_scheduler": lambda t: t.create_optimizer_and_scheduler(5) is None,
     "create_scheduler": lambda t: t.create_scheduler(5, t.create_optimizer()) is not None,
     "evaluate": lambda t: "eval_avg_sts" in t.evaluate(Dataset.from_dict(PAIRS)),
-    "floating_point_ops": lambda t: t.floating_point_ops(batch_of(t)) >= 0,
+    "floating_point_ops": lambda t: t.floating_point_ops(get_batch(t)) >= 0,
     "get_batch_samples": lambda t: (
         len(t.get_batch_samples(iter(t.get_train_dataloader()), 2, t.args.device)[0]) == 2
     ),
@@ -393,7 +394,7 @@ CALLS = {
     ),
     "store_flos": lambda t: t.store_flos() is None and t.current_flos == 0,
     "train": lambda t: t.train().global_step == 2,
-    "training_step": lambda t: t.training_step(t.model, batch_of(t)) > 0,
+    "training_step": lambda t: t.training_step(t.model, get_batch(t)) > 0,
     "end": lambda t: callable(t.end),
 }
 CALLED_ELSEWHERE = {
@@ -414,11 +415,11 @@ def has_note(trainer) -> bool:
     return any(isinstance(one, Note) for one in trainer.callback_handler.callbacks)
 
 
-def batch_of(trainer) -> dict:
+def get_batch(trainer) -> dict:
     return trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
 
 
-def calls_of(trainer) -> int:
+def get_calls(trainer) -> int:
     calls = []
     handle = trainer.model.register_forward_hook(lambda *_: calls.append(1))
     trainer.evaluate()
@@ -431,7 +432,7 @@ def public(owner: type) -> set[str]:
 
 
 def test_the_table_has_every_option_and_every_method_once():
-    from simcse_trainer.refusals import REFUSED_METHODS, REFUSED_OPTIONS
+    from simcse_trainer.training.validation import REFUSED_METHODS, REFUSED_OPTIONS
 
     tables = [EFFECTS, ELSEWHERE, PASSED_ON, REFUSED_OPTIONS]
     named = [name for table in tables for name in table]
@@ -468,7 +469,7 @@ def test_a_method_does_what_it_is_for(name, tmp_path):
     assert CALLS[name](started(tmp_path))
 
 
-def value_of(name: str) -> object:
+def get_value(name: str) -> object:
     """Something else than the default of an option."""
     given = {
         "label_names": ["labels"],
@@ -515,7 +516,7 @@ REFUSED = [
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_option_without_meaning_is_refused_by_its_name(name, tmp_path):
     args = build_args(tmp_path, dataloader_num_workers=1)
-    setattr(args, name, value_of(name))  # some need a GPU, or another package, to be made
+    setattr(args, name, get_value(name))  # some need a GPU, or another package, to be made
     said = refusal(lambda: SimCSETrainer(build_model(), args, TRIPLETS))
     assert said.startswith(f"{name} is ")
     assert "\n" not in said
@@ -619,11 +620,11 @@ def test_data_that_is_not_skipped(tmp_path):
         )[1]
         return trainer
 
-    whole, again = [], []
-    run(whole, max_steps=3).train()
+    complete, again = [], []
+    run(complete, max_steps=3).train()
     resumed = run(again, max_steps=4, ignore_data_skip=True)
     resumed.train(resume_from_checkpoint=True)
-    assert again[0] == whole[0]
+    assert again[0] == complete[0]
 
 
 def test_target_modules_of_an_optimizer(tmp_path):
@@ -636,10 +637,9 @@ def test_target_modules_of_an_optimizer(tmp_path):
 
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_a_cache_that_is_emptied(chunk, tmp_path, monkeypatch):
-    from simcse_trainer import cached_step
 
     calls = []
-    for module in (cached_step, transformers.trainer):
+    for module in (grad_cache_step, transformers.trainer):
         monkeypatch.setattr(module, "clear_device_cache", lambda *_, **__: calls.append(1))
     started(tmp_path, max_steps=4, mini_batch_size=chunk)
     before = len(calls)

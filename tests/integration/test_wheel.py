@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 PACKAGE = ROOT / "src/simcse_trainer"
 
@@ -62,6 +62,7 @@ def python(wheel, tmp_path) -> Path:
 
 
 @pytest.mark.real_weights
+@pytest.mark.slow
 def test_the_installed_wheel_runs_the_quickstart(python, minilm, tmp_path):
     work = tmp_path / "work"
     (work / "configs").mkdir(parents=True)

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM
 
 from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
-from simcse_trainer.data.collator import SimCSECollator
 from simcse_trainer.model.heads import MLMHead, ProjectionHead
 from simcse_trainer.objective import contrastive_logits
+from simcse_trainer.training.dataset import SimCSECollator
 
 POOLING = {"cls": "cls", "cls_before_pooler": "cls", "avg": "mean"}
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
@@ -140,7 +140,7 @@ def test_loss_logits_and_gradients(case, golden_dir, dtype, padding_free, tmp_pa
     trainer = SimCSETrainer(model, args)
     batch = collate(case, golden_dir, padding_free)
     if settings["do_mlm"]:
-        monkeypatch.setattr(trainer, "_mask", lambda _: given_masking(case, golden_dir, batch))
+        monkeypatch.setattr(trainer.mlm, "_mask", lambda _: given_masking(case, golden_dir, batch))
     model.train()
 
     loss, output = trainer.compute_loss(model, batch, return_outputs=True)

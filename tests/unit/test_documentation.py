@@ -10,14 +10,21 @@ import pytest
 import torch.distributed.run
 import typer.main
 from accelerate.commands.launch import launch_command_parser
-from conftest import ROOT
-from documents import ENGLISH, KOREAN, PAGES, commands_of, make_checkout, parse_page, read_page
+from helpers import ROOT
+from helpers.documents import (
+    ENGLISH,
+    KOREAN,
+    PAGES,
+    get_commands,
+    make_checkout,
+    parse_page,
+    read_page,
+)
 from packaging.requirements import Requirement
-from test_house import ROOMS
 
 from simcse_trainer import SimCSEModel
 from simcse_trainer.cli import app
-from simcse_trainer.config import build_parser, config_tokens, parse_for_another_machine
+from simcse_trainer.cli.config import build_parser, config_tokens, parse_for_another_machine
 
 LANGUAGES = {"python", "bash", "yaml", "text"}
 FOLDERS = ("configs/", "examples/", "benchmarks/", "docs/", "tests/", ".github/")
@@ -78,7 +85,7 @@ def test_every_page_is_linked_from_the_readme():
 def test_commands_are_taken_by_what_they_call(path, checkout):
     for block in read_page(path).blocks:
         if block.language == "bash":
-            commands = commands_of(block.text, checkout)
+            commands = get_commands(block.text, checkout)
             assert commands, f"line {block.line}: no command"
             for words in commands:
                 check_command(words)
@@ -148,6 +155,7 @@ def test_yaml_is_read_by_the_config_parser(path, checkout):
 
 @pytest.mark.real_weights
 @pytest.mark.parametrize("path", [page for page in PAGES if page != KOREAN], ids=by_name)
+@pytest.mark.slow
 def test_python_runs(path, checkout, minilm):
     """In order, in one namespace; in the folder that the quickstart leaves."""
     blocks = [block for block in read_page(path).blocks if block.language == "python"]
@@ -193,10 +201,14 @@ def links(section: str) -> list[str]:
     return sorted(set(parse_page(section).links) - {ENGLISH.name, KOREAN.name})
 
 
-def test_the_rooms_are_those_that_the_imports_are_checked_by():
+def test_the_layers_are_those_of_the_tree():
     rows = re.findall(r"^\| (`.+?) \|", (ROOT / "docs/architecture.md").read_text("utf-8"), re.M)
     named = re.findall(r"`(\w+)(?:/|\.py)`", "".join(rows))
-    assert named == [room for room in ROOMS if room not in ("version", "errors")]
+    package = ROOT / "src/simcse_trainer"
+    there = {
+        p.stem for p in package.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()
+    }
+    assert {*named} == there - {"__init__", "__main__"}
 
 
 def test_the_generated_pages_are_up_to_date():

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from simcse_trainer.cli import demo, encode, evaluate, merge, plan, push, report, search, train
-from simcse_trainer.entry import quiet_imports, write_to_any_console
+from simcse_trainer.cli.train import quiet_imports, write_to_any_console
 from simcse_trainer.errors import InputError
 
 

@@ -58,7 +58,7 @@ def encode(
 
     from simcse_trainer.cli.models import load_simcse, loading_options
     from simcse_trainer.data.texts import read_texts
-    from simcse_trainer.inference.writing import open_embeddings
+    from simcse_trainer.inference.export import open_embeddings
 
     with open_embeddings(output) as write:
         simcse = load_simcse(

@@ -74,9 +74,9 @@ def evaluate(
 ) -> None:
     """Print a model's scores beside the paper's: STS, transfer, and how its space lies."""
     from simcse_trainer.cli.models import find_place, loading_options
-    from simcse_trainer.evaluation.running import count_sentences, evaluate_model, write_results
+    from simcse_trainer.evaluation.encoders import count_sentences, evaluate_model, write_results
+    from simcse_trainer.evaluation.published import format_tables
     from simcse_trainer.evaluation.suite import default_tasks, load_suite
-    from simcse_trainer.evaluation.tables import format_tables
 
     folder = None if data_dir is None else str(data_dir)
     suite = load_suite(tasks or default_tasks(split, folder), split=split, data_dir=folder)

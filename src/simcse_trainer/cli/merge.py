@@ -24,15 +24,15 @@ def merge(
 ) -> None:
     """Add an adapter to the weights it was trained on: a model that everything loads."""
     from simcse_trainer.cli.models import loading_options
-    from simcse_trainer.describing import write_merged_card
     from simcse_trainer.errors import InputError
-    from simcse_trainer.model.adapters import has_adapter
-    from simcse_trainer.model.loading import load_model
+    from simcse_trainer.hub.run_info import write_merged_card
+    from simcse_trainer.model.lora import has_adapter
+    from simcse_trainer.model.modeling import SimCSEModel
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is there already; pass the name of a new folder.")
     options = loading_options(revision, trust_remote_code)
-    model = load_model(adapter, base_model=base_model, dequantize=True, **options)
+    model = SimCSEModel.from_pretrained(adapter, base_model=base_model, dequantize=True, **options)
     if not has_adapter(model.backbone):
         raise InputError(f"'{adapter}' holds no adapter: it can be used as it is.")
     model.save_pretrained(output, lora_save="merged")

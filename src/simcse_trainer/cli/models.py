@@ -112,7 +112,7 @@ def loading_options(
 
 def find_place(name: str) -> str | Path:
     """Where a model is; of a run that was stopped, its best or newest checkpoint."""
-    from simcse_trainer.hub.snapshot import find_model
+    from simcse_trainer.hub.stage import find_model
 
     return find_model(Path(name)) if Path(name).is_dir() else name
 

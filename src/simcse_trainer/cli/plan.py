@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from simcse_trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from simcse_trainer.planning.plan import RunPlan
 
 EXAMPLE = "simcse-trainer plan configs/sup_mistral_7b_qlora.yaml --memory 24GiB"
 # Options of training stand behind the config as they do for train_simcse.py.
@@ -43,11 +47,10 @@ def plan(
     """Compute how much memory a training run needs, without weights or data."""
     import transformers
 
-    from simcse_trainer.planning.report import format_plan
-    from simcse_trainer.planning.run import plan_run
+    from simcse_trainer.planning.plan import format_plan
 
     transformers.utils.logging.set_verbosity_error()
-    found = plan_run(
+    found = plan_words(
         [config, *context.args],
         memory=None if memory is None else _bytes(memory),
         tokens=tokens,
@@ -57,6 +60,36 @@ def plan(
     typer.echo(format_plan(found))
     if output is not None:
         output.write_text(json.dumps(dataclasses.asdict(found), indent=2) + "\n", encoding="utf-8")
+
+
+def plan_words(
+    words: Sequence[str],
+    *,
+    memory: int | None = None,
+    tokens: int | None = None,
+    views: int | None = None,
+    backbone_config: str | None = None,
+) -> RunPlan:
+    """Plan what `train_simcse.py` would do with the same words.
+
+    Args:
+        words: `[CONFIG.yaml] [--option value ...]`.
+        memory: Bytes of the device.
+        tokens: As `plan_run` takes it.
+        views: As `plan_run` takes it.
+        backbone_config: A config.json, where the model is out of reach.
+
+    Raises:
+        InputError: Options, model or data cannot be used.
+    """
+    from simcse_trainer.cli.config import parse_for_another_machine
+    from simcse_trainer.planning.fake_model import read_source
+    from simcse_trainer.planning.plan import plan_run
+
+    (model_args, data_args, args), on_cpu = parse_for_another_machine(words)
+    source = read_source(model_args, backbone_config)
+    options = {"memory": memory, "tokens": tokens, "views": views}
+    return plan_run(model_args, data_args, args, source, gpu=not on_cpu, **options)
 
 
 def _bytes(text: str) -> int:

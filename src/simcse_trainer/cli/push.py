@@ -50,8 +50,7 @@ def push(
     timeout_s: Annotated[float, typer.Option(help="Failures are retried for so long.")] = 600.0,
 ) -> None:
     """Push a trained folder to the Hub. Run again, it does what is missing, or nothing."""
-    from simcse_trainer.hub.process import HubSettings
-    from simcse_trainer.hub.pushing import push as push_folder
+    from simcse_trainer.hub.client import HubSettings, push_folder
 
     pushed = push_folder(
         folder,

@@ -16,7 +16,7 @@ from simcse_trainer.cli.models import (
 )
 
 if TYPE_CHECKING:
-    from simcse_trainer.evaluation.report import Measured
+    from simcse_trainer.analysis.report import Measured
 
 EXAMPLE = (
     "simcse-trainer report outputs/unsup_bert_base --baseline bert-base-uncased "
@@ -65,10 +65,10 @@ def report(
     attn_implementation: AttnImplementation = None,
 ) -> None:
     """Show where a model's embeddings lie: one HTML page, and its figures as PNG."""
+    from simcse_trainer.analysis.report import write_report
+    from simcse_trainer.analysis.space import band_labels, different_sentences
+    from simcse_trainer.analysis.style import require_matplotlib
     from simcse_trainer.cli.models import loading_options
-    from simcse_trainer.evaluation.measuring import band_labels, different_sentences
-    from simcse_trainer.evaluation.plots_style import require_matplotlib
-    from simcse_trainer.evaluation.report import write_report
     from simcse_trainer.evaluation.sts import load_sts_tasks
     from simcse_trainer.evaluation.tasks import EVALUATE_OPTIONS
 
@@ -96,9 +96,9 @@ def report(
 def _measure(name: str, pooling_mode: str | None, tasks: Any, **options: Any) -> Measured:
     import torch
 
+    from simcse_trainer.analysis.report import Measured
+    from simcse_trainer.analysis.space import measure_space
     from simcse_trainer.cli.models import find_place
-    from simcse_trainer.evaluation.measuring import measure_space
-    from simcse_trainer.evaluation.report import Measured
     from simcse_trainer.model.modeling import SimCSEModel
 
     model = SimCSEModel.from_pretrained(find_place(name), pooling_mode=pooling_mode, **options)
@@ -114,10 +114,10 @@ def _show(name: str) -> str:
 
 
 def _read_path(run: Path | None, model: str) -> list[Any]:
-    from simcse_trainer.checkpoints import find_checkpoint
+    from simcse_trainer.analysis.figures import read_path
     from simcse_trainer.errors import InputError
-    from simcse_trainer.evaluation.plots_space import read_path
-    from simcse_trainer.hub.snapshot import read_state
+    from simcse_trainer.hub.stage import read_state
+    from simcse_trainer.model.io.checkpoints import find_checkpoint
 
     folder = run or Path(model)
     if not folder.is_dir():

@@ -1,8 +1,16 @@
-"""`simcse-trainer train`."""
+"""`simcse-trainer train` and `train_simcse.py`: mistakes are named before torch is busy."""
 
 from __future__ import annotations
 
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
 import typer
+
+from simcse_trainer.errors import InputError
 
 EXAMPLE = "simcse-trainer train configs/unsup_bert_base.yaml --learning_rate 1e-5"
 # All words, --help among them, are those of train_simcse.py.
@@ -11,6 +19,62 @@ CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True, "help_optio
 
 def train(context: typer.Context) -> int:
     """Train a model, as `python train_simcse.py` does: CONFIG.yaml, --option value ..."""
-    from simcse_trainer.entry import main
-
     return main(context.args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, and train.
+
+    Returns:
+        The exit status: 0; 2 after one line on stderr about what the user can put right; 143 after
+        SIGTERM, with a checkpoint saved.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    quiet_imports()
+    write_to_any_console()
+    if {"-h", "--help"} & {*words}:
+        _forget_peft()
+    # Models, data sets and the Trainer take seconds to import: only once the options are right.
+    from simcse_trainer.cli.config import parse_arguments
+
+    try:
+        parsed = parse_arguments(words)
+        from simcse_trainer.training.processes import find_command
+        from simcse_trainer.training.run import run_training
+
+        trainer = run_training(*parsed, command=find_command(words))
+    except (InputError, OSError) as error:
+        # A DataLoader's worker sends its whole traceback along.
+        message = str(error).rsplit("InputError: ", 1)[-1]
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    if trainer.interrupted:
+        step = trainer.state.global_step
+        if trainer.is_world_process_zero():
+            hint = "Go on with --resume_from_checkpoint true"
+            print(f"Stopped at step {step}. {hint}", file=sys.stderr)
+        return 128 + signal.SIGTERM
+    return 0
+
+
+def write_to_any_console() -> None:
+    """Escape what a console cannot show, such as one in cp949, instead of failing on it."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def quiet_imports() -> None:
+    """Keep to itself what bitsandbytes, which peft imports, says about kernels it might have."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+
+def _forget_peft() -> None:
+    """For a process that only prints the options: transformers imports peft beside them.
+
+    That takes longer than all the rest, and the text does not depend on it.
+    """
+    from transformers import utils
+
+    available: Any = utils
+    available.is_peft_available = lambda: False

@@ -1,1 +1,11 @@
-"""Files and Hub data sets to batches."""
+"""Files and Hub data sets to checked text columns, to token ids, to batches."""
+
+from simcse_trainer import attach_lazily
+
+__getattr__, __dir__ = attach_lazily(
+    __name__,
+    {
+        "load_training_data": "loading",
+        "tokenize_dataset": "tokenization",
+    },
+)

@@ -63,7 +63,7 @@ def augment(texts: Sequence[str], kind: str, rate: float, *, seed: int) -> list[
         kind: A key of `DISCRETE`.
         rate: Share of the words that is cut off, deleted or moved, to the nearest word, but at
             least one; one word at least is left.
-        seed: Of the run.
+        seed: The seed of the run.
     """
     digest = blake2b("\0".join([str(seed), *texts]).encode(), digest_size=8).digest()
     random = Random(int.from_bytes(digest, "little"))
@@ -81,8 +81,8 @@ class DiscreteAugmentation:
 
     Attributes:
         kind: A key of `DISCRETE`.
-        rate: See `augment`.
-        seed: Of the run.
+        rate: How much is changed, see `augment`.
+        seed: The seed of the run.
         tokenizer: That of the data.
         max_seq_length: Longer texts are cut, in tokens, special ones included.
     """

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import hf_hub_download
+
 from simcse_trainer.data import nli, readers, schema
-from simcse_trainer.data.hub import download_files, load_hub_dataset
 from simcse_trainer.errors import InputError
-from simcse_trainer.tensor_files import hash_file
+from simcse_trainer.model.io.tensors import hash_file
 from simcse_trainer.version import __version__
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
+
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +43,7 @@ def load_training_data(
         train_file: Files and globs: txt, csv, tsv, json, jsonl, parquet, also compressed.
         dataset_name: Name on the Hub, or folder, for `datasets.load_dataset`; together with
             `train_file` the repository that these files are in.
-        dataset_config_name: Its subset.
+        dataset_config_name: Name of the data set's subset.
         dataset_split: Its split, slices such as `train[:1000]` included.
         columns: Text columns by position: anchor, positive, hard negatives; with
             `nli_triplets` premise, hypothesis, label.
@@ -117,7 +120,9 @@ def prepare_dataset(
     dataset = dataset.rename_columns({name: role for role, name in mapping.items()})
     if dataset.features != features:
         dataset = dataset.cast(features)
-    return schema.settle_problems(dataset, problems, drop=drop_invalid_rows, source=source)
+    return schema.drop_or_raise_invalid_rows(
+        dataset, problems, drop=drop_invalid_rows, source=source
+    )
 
 
 def check_format(dataset: Any, *, source: str) -> None:
@@ -168,10 +173,12 @@ def _load_files(
         built = _build(
             nli.file_triplets, nli.TRIPLET_COLUMNS, cache_dir, files=tuple(keys), columns=mapping
         )
-        return schema.settle_problems(*built, needs=nli.NLI_NEEDS, drop=drop, source=source)
+        return schema.drop_or_raise_invalid_rows(
+            *built, needs=nli.NLI_NEEDS, drop=drop, source=source
+        )
     mapping = _resolve_files(files, columns)
     built = _build(_generate_rows, mapping, cache_dir, files=keys, columns=mapping)
-    return schema.settle_problems(*built, drop=drop, source=source)
+    return schema.drop_or_raise_invalid_rows(*built, drop=drop, source=source)
 
 
 def _convert_to_triplets(
@@ -181,7 +188,7 @@ def _convert_to_triplets(
     mapping = nli.resolve_nli_columns(dataset.column_names, columns, source=source)
     options = {"dataset": dataset, "columns": mapping, "source": source}
     built = _build(nli.dataset_triplets, nli.TRIPLET_COLUMNS, cache_dir, **options)
-    return schema.settle_problems(*built, needs=nli.NLI_NEEDS, drop=drop, source=source)
+    return schema.drop_or_raise_invalid_rows(*built, needs=nli.NLI_NEEDS, drop=drop, source=source)
 
 
 def _stream_files(files: list[Path], columns: Sequence[str] | None, drop: bool) -> IterableDataset:
@@ -265,7 +272,7 @@ def _stream_rows(
                 problems, first = problems + 1, first or problem
             else:
                 raise InputError(
-                    f"{problem}. {schema.tell_remedy(schema.count_texts(columns), 'such rows')}"
+                    f"{problem}. {schema.suggest_fix(schema.count_texts(columns), 'such rows')}"
                 )
         if problems:
             logger.warning(schema.DROPPED, path, problems, count - problems, first)
@@ -301,3 +308,61 @@ def _string_features(roles: Iterable[str]) -> Features:
     from datasets import Features, Value
 
     return Features({role: Value("string") for role in roles})
+
+
+_REMEDIES = {
+    "split": "Pass another --dataset_split.",
+    "config": "Pass another --dataset_config_name.",
+    "offline": "Unset HF_HUB_OFFLINE and HF_DATASETS_OFFLINE, or pass files with --train_file.",
+    "reach": "Check the connection, or pass files with --train_file.",
+    "connection": "Check the connection, or pass local files with --train_file alone.",
+}
+
+
+def load_hub_dataset(name: str, config: str | None, **options: Any) -> Any:
+    """`datasets.load_dataset`, with its failures in one line.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    from datasets import load_dataset
+
+    if Path(name).is_file():
+        raise InputError(f"--dataset_name {name} is a file. Pass it with --train_file {name}")
+    try:
+        return load_dataset(name, config, **options)
+    except Exception as error:
+        # Each layer below has its own exceptions: datasets, huggingface_hub, httpx.
+        raise _explain(name, "the data set could not be loaded", error) from error
+
+
+def download_files(name: str, filenames: Sequence[str]) -> list[str]:
+    """Files of a data set's repository, as local paths; files that are here stay as they are.
+
+    Args:
+        name: Name on the Hub, or a folder.
+        filenames: Paths inside it, or local files, as where a command line replaces the files of
+            a recipe.
+
+    Raises:
+        InputError: One of them cannot be had.
+    """
+    if Path(name).is_dir():
+        return [str(Path(name, filename)) for filename in filenames]
+    paths = []
+    for filename in filenames:
+        if Path(filename).is_file():
+            paths.append(filename)
+            continue
+        try:
+            paths.append(hf_hub_download(name, filename, repo_type="dataset"))
+        except Exception as error:
+            raise _explain(name, f"{filename} could not be downloaded", error) from error
+    return paths
+
+
+def _explain(name: str, what: str, error: Exception) -> InputError:
+    reason = shorten(str(error) or type(error).__name__, 300).rstrip(".")
+    found = (remedy for word, remedy in _REMEDIES.items() if word in reason.lower())
+    remedy = next(found, "Check --dataset_name; a private one needs `hf auth login`.")
+    return InputError(f"{name}: {what}: {reason}. {remedy}")

@@ -77,7 +77,7 @@ def check_scored_pairs(data: Any, *, source: str) -> None:
         source: Its name in errors, where rows are counted from 1.
 
     Raises:
-        InputError: See `load_scored_pairs`.
+        InputError: For the reasons of `load_scored_pairs`.
     """
     names = list(getattr(data, "column_names", None) or data)
     schema.require_known(names, _PAIR_COLUMNS, source=source, advice="Rename the columns.")

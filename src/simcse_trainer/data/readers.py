@@ -270,7 +270,7 @@ def _is_quoted(file: IO[bytes], source: str) -> bool:
     """
     width: int | None = None
     record, start = bytearray(), 0
-    quoted = plain = spans = swallows = whole = 0  # rows that say so
+    quoted = plain = spans = swallows = complete = 0  # rows that say so
     header_is_quoted = False
     for number, line in enumerate(_split_lines(file), 1):
         if b'"' not in line and (record or width is not None or not line.strip()):
@@ -288,7 +288,7 @@ def _is_quoted(file: IO[bytes], source: str) -> bool:
         elif number > start and tabs > width > 0:
             swallows = swallows or start
             lines_fit = all(part.count(b"\t") == width for part in _split_lines(io.BytesIO(body)))
-            whole = whole or (start if lines_fit else 0)
+            complete = complete or (start if lines_fit else 0)
         else:
             spans = spans or (start if number > start else 0)
             header_is_quoted |= is_header and b'"' in body
@@ -296,7 +296,7 @@ def _is_quoted(file: IO[bytes], source: str) -> bool:
                 quoted = quoted or start
         record = bytearray()
     # Rows that are whole by themselves are no lines of a cell, unless the header settles it.
-    weak = 0 if header_is_quoted else whole if quoted else swallows
+    weak = 0 if header_is_quoted else complete if quoted else swallows
     plain = plain or (start if record else 0) or weak
     if width:
         quoted = quoted or spans

@@ -137,7 +137,7 @@ def require_known(names: Sequence[str], wanted: Iterable[str], *, source: str, a
             )
 
 
-def tell_remedy(needs: str, what: str) -> str:
+def suggest_fix(needs: str, what: str) -> str:
     """The end of an error about a row: what each row needs, and what to do."""
     return f"Every row needs {needs}; fix the row, or pass --drop_invalid_rows true to skip {what}."
 
@@ -147,13 +147,13 @@ def count_texts(roles: Collection[str]) -> str:
     return "1 text" if len(roles) == 1 else f"{len(roles)} texts"
 
 
-def settle_problems(
+def drop_or_raise_invalid_rows(
     dataset: Dataset, problems: Mapping[int, str], *, needs: str = "", drop: bool, source: str
 ) -> Dataset:
     """Leave out the rows with problems and log how many, or stop at the first.
 
     Args:
-        dataset: Canonical text columns.
+        dataset: The data, with canonical text columns.
         problems: Index of a row -> "pairs.csv row 7: column 'sent1' is empty".
         needs: What each row must have, for the error; by default a text in each column.
         drop: Leave the rows out.
@@ -170,7 +170,7 @@ def settle_problems(
     if not drop:
         what = f"the {len(problems)} such row{'s' if len(problems) > 1 else ''}"
         raise InputError(
-            f"{first}. {tell_remedy(needs or count_texts(dataset.column_names), what)}"
+            f"{first}. {suggest_fix(needs or count_texts(dataset.column_names), what)}"
         )
     if len(problems) == len(dataset):
         raise InputError(f"{source}: no row is left without {len(problems)} bad ones; {first}.")
@@ -200,7 +200,7 @@ class ExampleCheck:
             return {role: [row[name]] for role, name in self.columns.items()}
         problem = f"{self.source} row {indices[0] + 1}: {problem}"
         if not self.drop:
-            raise InputError(f"{problem}. {tell_remedy(count_texts(self.columns), 'such rows')}")
+            raise InputError(f"{problem}. {suggest_fix(count_texts(self.columns), 'such rows')}")
         self.dropped += 1
         if str(self.dropped).rstrip("0") == "1":
             logger.warning("%s: dropped %d rows so far; now %s", self.source, self.dropped, problem)

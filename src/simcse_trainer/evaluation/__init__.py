@@ -1,1 +1,14 @@
-"""How good an embedding is: semantic textual similarity and, later, transfer and the space."""
+"""Scores of embeddings: similarity, transfer, and how they lie in space."""
+
+from simcse_trainer import attach_lazily
+
+__getattr__, __dir__ = attach_lazily(
+    __name__,
+    {
+        "alignment": "space",
+        "anisotropy": "space",
+        "evaluate_sts": "sts",
+        "load_sts_tasks": "sts",
+        "uniformity": "space",
+    },
+)

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from simcse_trainer.data.pairs import load_scored_pairs
 from simcse_trainer.errors import InputError
-from simcse_trainer.evaluation.embedding_space import alignment, anisotropy, uniformity
 from simcse_trainer.evaluation.metrics import SpearmanCorrelation
+from simcse_trainer.evaluation.space import alignment, anisotropy, uniformity
 from simcse_trainer.evaluation.tasks import (
     TRAINING_OPTIONS,
     HubTask,
@@ -61,9 +61,9 @@ def load_sts_tasks(
     Args:
         tasks: Names of `TASKS`, or of folders in `data_dir`, or csv/tsv/jsonl files of
             sentence1, sentence2 and score; a file's name without its ending becomes its task.
-        split: `validation` or `test`.
+        split: Name of the split: `validation` or `test`.
         data_dir: A folder of `<task>/<split>.csv`; by default the tasks come from the Hub.
-        options: For errors.
+        options: How errors call the options to change.
 
     Returns:
         Name -> data set of sentence1, sentence2, score.
@@ -124,13 +124,13 @@ def evaluate_sts(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:
         gold = list(tasks[name]["score"])
         found = metric.compute(predictions=cosines.tolist(), references=gold)
         results[f"{name}_spearman"] = found["spearman"]
-        alike = torch.tensor(gold, dtype=torch.float64) > 0.8 * scale_of(gold)
+        alike = torch.tensor(gold, dtype=torch.float64) > 0.8 * get_scale(gold)
         positives.append((first[alike], second[alike]))
     results["avg_sts"] = sum(results.values()) / len(results)
     return results | _describe_space(embeddings, positives)
 
 
-def scale_of(scores: Sequence[float]) -> float:
+def get_scale(scores: Sequence[float]) -> float:
     """The highest score there could be: scales end at 1, at 5, or where the data do."""
     highest = max(scores)
     return next((top for top in (1.0, 5.0) if highest <= top), highest)

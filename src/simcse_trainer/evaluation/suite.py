@@ -13,6 +13,7 @@ from torch import Tensor
 from simcse_trainer.data.pairs import file_columns, load_labelled
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.published import STS_TASKS
+from simcse_trainer.evaluation.space import fit_whitening
 from simcse_trainer.evaluation.sts import TASKS, Encoder, evaluate_sts, load_sts_tasks
 from simcse_trainer.evaluation.tasks import EVALUATE_OPTIONS
 from simcse_trainer.evaluation.transfer import (
@@ -21,7 +22,6 @@ from simcse_trainer.evaluation.transfer import (
     load_transfer_task,
     split_texts,
 )
-from simcse_trainer.evaluation.whitening import fit_whitening
 
 # Endings of what there is of each task.
 _SCORES = ("_spearman", "_accuracy", "_f1")
@@ -139,7 +139,7 @@ def evaluate_whitened(
 
     Args:
         encode: Texts to embeddings [n, D]; asked for every text often: see `encode_once`.
-        suite: The tasks.
+        suite: The tasks to evaluate on.
         fit_on: Fit one map on these texts. By default each task has its own, fitted on its
             different texts (the "target" of Su et al. 2021), and so there is no one space whose
             metrics could be told.

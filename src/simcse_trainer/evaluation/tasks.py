@@ -64,10 +64,10 @@ def load_from_hub(
 
     Args:
         task: Its name, for errors.
-        hub: Where it is.
+        hub: Where the data set is on the Hub.
         split: A key of `hub.splits`.
         columns: What the columns are called in the result.
-        options: For errors.
+        options: How errors call the options to change.
 
     Raises:
         InputError: There is no such split, or no way to the data.

@@ -65,7 +65,7 @@ def load_transfer_task(task: str, *, data_dir: str | None, options: OptionNames)
         task: A key of `TRANSFER_TASKS`, or a folder in `data_dir`.
         data_dir: A folder of `<task>/<split>.csv` of text and label, or of sentence1, sentence2
             and label; by default the tasks come from the Hub.
-        options: For errors.
+        options: How errors call the options to change.
 
     Returns:
         Split -> data set of those columns; the splits decide on the protocol.

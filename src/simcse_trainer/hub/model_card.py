@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from simcse_trainer.errors import InputError
+from simcse_trainer.hub.card_data import CardData, EvaluatedOn, finite, hub_metadata
 from simcse_trainer.hub.escaping import (
     escape,
     escape_example,
@@ -20,8 +21,6 @@ from simcse_trainer.hub.escaping import (
     python_string,
     shell_command,
 )
-from simcse_trainer.hub.facts import CardFacts, EvaluatedOn
-from simcse_trainer.hub.metadata import card_data, finite
 
 _SENTENCES = {
     "en": ("A man is eating food.", "Someone is having a meal."),
@@ -29,11 +28,11 @@ _SENTENCES = {
 }
 
 
-def render_card(facts: CardFacts, template: str | None = None) -> str:
+def render_card(facts: CardData, template: str | None = None) -> str:
     """The whole text of `README.md`, with the metadata that the Hub reads.
 
     Args:
-        facts: What is known.
+        facts: What is known of the model and its run.
         template: Jinja text; by default the project's own. It gets `card_data` and what
             `template_values` returns, and never executes what is in them.
 
@@ -42,7 +41,7 @@ def render_card(facts: CardFacts, template: str | None = None) -> str:
     """
     if template is None:
         template = read_template(None)
-    data, values = card_data(facts), template_values(facts)
+    data, values = hub_metadata(facts), template_values(facts)
     try:
         card = ModelCard.from_template(data, template_str=template, **values)
     except Exception as error:
@@ -91,7 +90,7 @@ def read_template(path: str | None) -> str:
     return template
 
 
-def template_values(facts: CardFacts) -> dict[str, Any]:
+def template_values(facts: CardData) -> dict[str, Any]:
     """What a template can use.
 
     Each fact under its own name, escaped for Markdown; and
@@ -118,7 +117,7 @@ def template_values(facts: CardFacts) -> dict[str, Any]:
         "base_model_relation": facts.base_model_relation,
         "objective": escape(facts.objective),
         "language": [escape(code) for code in facts.language],
-        "license": escape(facts.license),
+        "license": escape(facts.license.removeprefix("other:")),
         "datasets": [(escape(name), escape_url(name)) for name in facts.datasets],
         "sources": escape(facts.sources),
         "rows": "" if facts.rows is None else f"{facts.rows:,}",
@@ -159,7 +158,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _score_rows(facts: CardFacts) -> list[tuple[str, str, str]]:
+def _score_rows(facts: CardData) -> list[tuple[str, str, str]]:
     scores = {k: v for k, v in facts.scores.items() if k != "avg_sts" or len(facts.scores) > 2}
     rows = _before_and_after(scores, facts.scores_before, 2)
     return [("mean" if name == "avg_sts" else name, old, new) for name, old, new in rows]
@@ -176,7 +175,7 @@ def _before_and_after(
 
 
 # A user's template is tried with nothing known and with everything.
-_BARE = CardFacts(model_id="me/model", pooling_mode="mean", dimensions=8, max_seq_length=16)
+_BARE = CardData(model_id="me/model", pooling_mode="mean", dimensions=8, max_seq_length=16)
 _FULL = replace(
     _BARE,
     projection_head="linear and tanh",

@@ -26,15 +26,13 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.hf_api import RepoFile
 
 from simcse_trainer.errors import InputError
-from simcse_trainer.files import CARD, MANIFEST, STATE, TRAINING_ARGS, is_inside
-from simcse_trainer.hub.contents import is_deepspeed, is_resumed
-from simcse_trainer.hub.failures import HubFailure
-from simcse_trainer.hub.merging import Plan, plan_commit
-from simcse_trainer.manifest import FileRecord, Manifest, parse_manifest
+from simcse_trainer.files import CARD, MANIFEST, OLD_CHECKSUMS, STATE, TRAINING_ARGS, is_inside
+from simcse_trainer.hub.commit_plan import Plan, plan_commit
+from simcse_trainer.hub.errors import HubFailure
+from simcse_trainer.hub.published_files import is_deepspeed, is_resumed
+from simcse_trainer.hub.stage import FolderPush
+from simcse_trainer.model.io.manifest import FileRecord, Manifest, parse_manifest
 
-TRAINING_STATE = "training-state"
-# The list in training states of version 0.1.0.
-SHA256 = "sha256.json"
 # No list of files is as long; what is longer is not read.
 _LONGEST_LIST = 10 * 2**20
 
@@ -43,31 +41,6 @@ _LONGEST_LIST = 10 * 2**20
 _LARGE = 100 * 2**20
 
 Report = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class FolderPush:
-    """A folder that becomes one commit on a branch.
-
-    Attributes:
-        folder: All its files go up, with a manifest of them.
-        message: Of the commit.
-        branch: Made where it is missing.
-        tags: For the commit.
-        run: Of which run it is.
-        step: The optimizer steps that the weights have seen.
-        is_state: It is for going on with a run.
-        overwrite: Also replace what somebody else has changed.
-    """
-
-    folder: str
-    message: str
-    branch: str = "main"
-    tags: list[str] = field(default_factory=list)
-    run: str = ""
-    step: int | None = None
-    is_state: bool = False
-    overwrite: bool = False
 
 
 @dataclass
@@ -102,6 +75,11 @@ class HubRepository:
             self._full_name = f"{self.api.whoami()['name']}/{self.name}" if bare else self.name
         return self._full_name
 
+    @property
+    def known_name(self) -> str:
+        """The same as far as it is known, without asking."""
+        return self._full_name or self.name
+
     def check(self) -> None:
         """Token, permission and repository (made if it is not there), before they matter."""
         try:
@@ -132,11 +110,12 @@ class HubRepository:
         """Make the repository, unless it is there."""
         self.api.create_repo(self.full_name, private=self.private, exist_ok=True)
 
-    def push(self, pushes: Iterable[FolderPush], report: Report) -> int:
+    def push(self, folder: Path, pushes: Iterable[FolderPush], report: Report) -> int:
         """Bring folders to their branches.
 
         Args:
-            pushes: In this order.
+            folder: The folder that holds the files.
+            pushes: The commits to make, in this order.
             report: Told bytes done and bytes in all.
 
         Returns:
@@ -144,13 +123,14 @@ class HubRepository:
         """
         self.notes, refusal = [], None
         pushes = list(pushes)
-        total = sum(path.stat().st_size for one in pushes for path in _files(one.folder).values())
+        total = sum(path.stat().st_size for one in pushes for path in _files(folder, one).values())
         done = commits = 0
         self._state = None
         for one in pushes:
-            size = sum(path.stat().st_size for path in _files(one.folder).values())
+            size = sum(path.stat().st_size for path in _files(folder, one).values())
             try:
-                commits += self._push_folder(one, partial(_report_from, report, done, total))
+                report_part = partial(_report_from, report, done, total)
+                commits += self._push_folder(folder, one, report_part)
             except HubFailure as failure:
                 if not failure.is_final:
                     raise
@@ -166,7 +146,7 @@ class HubRepository:
 
         Args:
             revision: Branch, commit, or tag; that of a model stands for its training state.
-            folder: Where to.
+            folder: The folder that is written into.
             report: Told files done and files in all.
 
         Returns:
@@ -176,7 +156,7 @@ class HubRepository:
             HubFailure: There is none, or one that may not be fetched.
         """
         commit, remote = self._find_state(revision)
-        name = MANIFEST if MANIFEST in remote else SHA256
+        name = MANIFEST if MANIFEST in remote else OLD_CHECKSUMS
         text = self._read_list(name, commit, remote)
         if name == MANIFEST:
             records = _parse(text, f"{MANIFEST} of {self.full_name}").files
@@ -198,7 +178,7 @@ class HubRepository:
         for _ in range(2):
             commit = str(self.api.repo_info(self.full_name, revision=commit).sha)
             remote = self._tree(commit)
-            if STATE in remote and {MANIFEST, SHA256} & {*remote}:
+            if STATE in remote and {MANIFEST, OLD_CHECKSUMS} & {*remote}:
                 return commit, remote
             # Of a model, whose commit says where its training state is.
             if MANIFEST not in remote:
@@ -252,9 +232,9 @@ class HubRepository:
             self._manifests[entry.blob_id] = data.decode("utf-8", errors="replace")
         return self._manifests[entry.blob_id]
 
-    def _push_folder(self, push: FolderPush, report: Callable[[int], None]) -> int:
+    def _push_folder(self, folder: Path, push: FolderPush, report: Callable[[int], None]) -> int:
         head = self._head(push.branch)
-        remote, local = self._tree(head), _files(push.folder)
+        remote, local = self._tree(head), _files(folder, push)
         known = self._read_manifest(push, head, remote)
         records = {name: self._record(path) for name, path in local.items()}
         plan = plan_commit(
@@ -331,7 +311,7 @@ class HubRepository:
         self, push: FolderPush, commit: str, remote: Mapping[str, RepoFile]
     ) -> bool:
         """Whether version 0.1.0 has pushed there: it left no manifest."""
-        if TRAINING_ARGS in remote or (push.is_state and SHA256 in remote):
+        if TRAINING_ARGS in remote or (push.is_state and OLD_CHECKSUMS in remote):
             return True
         if CARD not in remote or remote[CARD].size > _LONGEST_LIST:
             return False
@@ -445,13 +425,13 @@ def _report_from(report: Report, done: int, total: int, more: int) -> None:
     report(done + more, total)
 
 
-def _files(folder: str | Path) -> dict[str, Path]:
-    """Name in the repository -> file."""
-    root = Path(folder)
-    paths = (path for path in sorted(root.rglob("*")) if path.is_file())
-    named = {path.relative_to(root).as_posix(): path for path in paths}
-    # Each repository's manifest is made anew, of what is committed.
-    return {name: path for name, path in named.items() if name != MANIFEST}
+def _files(folder: Path, push: FolderPush) -> dict[str, Path]:
+    """Name in the repository -> file, as they were staged: what has gone since is an error."""
+    named = {name: folder / push.folder / name for name in push.files}
+    missing = [name for name, path in named.items() if not path.is_file()]
+    if missing:
+        raise HubFailure(f"{missing[0]} was deleted before it was pushed")
+    return named
 
 
 def _same(remote: RepoFile, record: FileRecord) -> bool:
@@ -478,6 +458,6 @@ def _parse_sha256(text: str) -> dict[str, str | None]:
         files = None
     if not isinstance(files, dict) or not all(isinstance(one, str) for one in files.values()):
         raise HubFailure(
-            f"its {SHA256} is malformed: expected a table 'files' of text", refused=True
+            f"its {OLD_CHECKSUMS} is malformed: expected a table 'files' of text", refused=True
         )
     return dict(files)

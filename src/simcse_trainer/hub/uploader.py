@@ -9,59 +9,49 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NoAnswer
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm.auto import tqdm
 
-from simcse_trainer.hub.failures import HubFailure, Retries
-from simcse_trainer.hub.process import HubProcess
-from simcse_trainer.hub.repository import FolderPush
+from simcse_trainer.hub.client import HubClient
+from simcse_trainer.hub.errors import HubFailure, Retries
+from simcse_trainer.hub.stage import push_words
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Upload:
-    """Folders that go up together.
+    """A staged folder on its way.
 
     Attributes:
         name: Such as `step 500`.
-        folder: Holds all of it; deleted when it is done with.
-        pushes: In order.
-        figure: `trainer_state.json` and where to draw its curve.
+        folder: Deleted when it is done with.
     """
 
     name: str
     folder: Path
-    pushes: tuple[FolderPush, ...]
-    figure: tuple[str, str] | None = None
-
-    def request(self) -> dict[str, Any]:
-        """For the worker."""
-        pushes = [asdict(push) for push in self.pushes]
-        return {"action": "push", "pushes": pushes, "figure": self.figure}
 
 
 class Uploader:
     """Takes uploads, makes one at a time, and tries again what fails.
 
     Args:
-        process: What talks to the Hub.
+        client: What speaks to the Hub.
         keep_all: A new upload does not replace those that still wait.
 
     Attributes:
-        settings: Of the process.
+        settings: The settings of the client.
         repository: `namespace/name`, once the Hub has answered.
         failure: Why the newest upload is not on the Hub (yet); None where it is.
     """
 
-    def __init__(self, process: HubProcess, *, keep_all: bool = False):
-        self.settings = process.settings
-        self.repository = process.settings.name
+    def __init__(self, client: HubClient, *, keep_all: bool = False):
+        self.settings = client.settings
+        self.repository = client.settings.name
         self.failure: HubFailure | None = None
-        self._process = process
+        self._client = client
         self._keep_all = keep_all
         self._waiting: deque[Upload] = deque()
         self._current: Upload | None = None
@@ -72,11 +62,12 @@ class Uploader:
         self._told: set[str] = set()
         self._thread: threading.Thread | None = None
 
-    def check(self, request: dict[str, str], *, patience_s: float) -> None:
+    def check(self, command: str, *, content: str = "", patience_s: float) -> None:
         """Ask whether a push will be possible.
 
         Args:
-            request: For the worker.
+            command: `check` or `check_card`, see `hub.push`.
+            content: The text of the card.
             patience_s: The Hub may take longer; then nothing is known, and training starts.
 
         Raises:
@@ -84,7 +75,9 @@ class Uploader:
         """
         outcome: Future[None] = Future()
         earlier: list[HubFailure] = []
-        threading.Thread(target=self._check, args=(request, outcome, earlier), daemon=True).start()
+        threading.Thread(
+            target=self._check, args=(command, content, outcome, earlier), daemon=True
+        ).start()
         try:
             return outcome.result(patience_s)
         except HubFailure as error:
@@ -142,8 +135,6 @@ class Uploader:
         if not self.is_idle:
             self.failure = self.failure or HubFailure(f"not finished in {timeout_s:g} s")
             self.end()
-        else:
-            self._process.rest()
         return self.failure
 
     def end(self) -> None:
@@ -153,20 +144,22 @@ class Uploader:
             dropped = [*self._waiting, *([self._current] if self._current else [])]
             self._waiting.clear()
             self._changed.notify_all()
-        self._process.end()
+        self._client.end()
         for upload in dropped:
             _discard(upload)
 
     def _check(
-        self, request: dict[str, str], outcome: Future[None], earlier: list[HubFailure]
+        self, command: str, content: str, outcome: Future[None], earlier: list[HubFailure]
     ) -> None:
+        def wait(failure: HubFailure, seconds: float | None) -> bool:
+            """Let one failure pass: it may have been a hiccup."""
+            earlier.append(failure)
+            time.sleep(seconds or 0.0)
+            return len(earlier) == 1
+
         try:
-            try:
-                answer = self._process.call(request)
-            except HubFailure as failure:
-                earlier.append(failure)
-                time.sleep(Retries(self._process.retry_unit_s).after(failure) or 0.0)
-                answer = self._process.call(request)
+            retries = Retries(self.settings.retry_unit_s)
+            answer = retries.run(lambda: self._client.run(command, content=content), wait)
             self.repository = answer["repository"]
             outcome.set_result(None)
         except Exception as error:
@@ -177,7 +170,7 @@ class Uploader:
         if _is_definite(failure):
             logger.warning(
                 "%s cannot be pushed to: %s. Training goes on, and is not pushed until that is "
-                "mended.",
+                "corrected.",
                 self.repository,
                 failure,
             )
@@ -202,34 +195,35 @@ class Uploader:
                 self._changed.notify_all()
 
     def _push(self, upload: Upload) -> None:
-        request = upload.request()
-        retries = Retries(self._process.retry_unit_s)
-        while not self._ended:
-            try:
-                done = self._process.call(request, self._report)
-            except HubFailure as failure:
-                if self._ended:
-                    return  # it failed because it was
-                self.failure = failure
-                self._not_before = time.monotonic() + (failure.retry_after or 0.0)
-            else:
-                self.repository, self.failure = done["repository"], None
-                self._tell(done["notes"])
-                logger.info("%s is on the Hub: %s.", upload.name, self.repository)
-                return
-            wait = retries.after(self.failure)
-            then = "The next save is tried anew" if wait is None else f"Next try in {wait:.0f} s"
-            then += "; training goes on"
-            if self.failure.options:
-                folder = upload.folder.parent.parent
-                words = push_words(folder, self.repository, self.failure)
-                then += f". Finish with: simcse-trainer push {words}"
-            logger.warning("%s could not be pushed (%s). %s.", upload.name, self.failure.text, then)
-            with self._changed:
-                if wait is not None and not self._replaced():
-                    self._changed.wait_for(lambda: self._ended or self._replaced(), wait)
-                if wait is None or self._replaced():
-                    return
+        """Bring one upload to the Hub, or give it up: refused, out of date or at the end."""
+        retries = Retries(self.settings.retry_unit_s)
+        try:
+            done = retries.run(
+                lambda: self._client.run(str(upload.folder), progress=self._report),
+                lambda failure, seconds: self._wait(upload, failure, seconds),
+            )
+        except HubFailure:
+            return
+        self.repository, self.failure = done["repository"], None
+        self._tell(done["notes"])
+        logger.info("%s is on the Hub: %s.", upload.name, self.repository)
+
+    def _wait(self, upload: Upload, failure: HubFailure, seconds: float | None) -> bool:
+        """Say what failed, let the time pass, and return whether to try this upload again."""
+        if self._ended:
+            return False  # it failed because it was
+        self.failure = failure
+        self._not_before = time.monotonic() + (failure.retry_after or 0.0)
+        then = "The next save is tried anew" if seconds is None else f"Next try in {seconds:.0f} s"
+        then += "; training goes on"
+        if failure.options:
+            words = push_words(upload.folder.parent.parent, self.repository, failure.options)
+            then += f". Finish with: simcse-trainer push {words}"
+        logger.warning("%s could not be pushed (%s). %s.", upload.name, failure.text, then)
+        with self._changed:
+            if seconds is not None and not self._replaced():
+                self._changed.wait_for(lambda: self._ended or self._replaced(), seconds)
+            return seconds is not None and not self._replaced() and not self._ended
 
     def _tell(self, notes: list[str]) -> None:
         """Say what other people have changed, each once."""
@@ -249,15 +243,6 @@ class Uploader:
         with self._changed:
             self._progress = (done, total)
             self._changed.notify_all()
-
-
-def push_words(folder: Path | str, repository: str, failure: HubFailure) -> str:
-    """Return what to give `simcse-trainer push` so that it brings to the Hub what is not there."""
-    command = f"{folder} {repository}"
-    if not failure.options:
-        return command
-    other = "" if "--revision" in failure.options else ", or with --revision NAME to another branch"
-    return f"{command} {failure.options}{other}"
 
 
 def _is_definite(failure: BaseException | None) -> bool:

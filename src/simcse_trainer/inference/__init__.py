@@ -1,1 +1,11 @@
-"""A trained model in use: embeddings, similarities, and an index to search."""
+"""A trained model in use: embeddings, similarities, search, files, a page."""
+
+from simcse_trainer import attach_lazily
+
+__getattr__, __dir__ = attach_lazily(
+    __name__,
+    {
+        "SimCSE": "simcse",
+        "Vectors": "index",
+    },
+)

@@ -56,7 +56,7 @@ def serve(simcse: SimCSE, *, host: str, port: int | None) -> Any:
     """Open the page, in threads of this process.
 
     Args:
-        simcse: With an index.
+        simcse: The model, which has an index.
         host: 127.0.0.1 for this machine alone; 0.0.0.0 for all that reach it.
         port: By default the first free one from 7860.
 
@@ -180,7 +180,7 @@ def _heat_map(sentences: Sequence[str], cosines: np.ndarray) -> str:
 
 def _cell(cosine: float) -> str:
     """From nearly white at 0 and below to dark blue at 1."""
-    share = min(max(float(cosine), 0.0), 1.0)
-    red, green, blue = (round(a + (b - a) * share) for a, b in ((240, 8), (245, 69), (250, 128)))
-    ink = "#fff" if share > 0.5 else "#111"
+    fraction = min(max(float(cosine), 0.0), 1.0)
+    red, green, blue = (round(a + (b - a) * fraction) for a, b in ((240, 8), (245, 69), (250, 128)))
+    ink = "#fff" if fraction > 0.5 else "#111"
     return f'<td style="background: rgb({red}, {green}, {blue}); color: {ink}">{cosine:.2f}</td>'

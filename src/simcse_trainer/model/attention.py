@@ -19,89 +19,9 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from simcse_trainer.model.grouped_attention import Shapes, grouped_attention
+from simcse_trainer.model.cpu.attention import Shapes, grouped_attention
 
 ATTENTION_NAME = "simcse_packed"
-
-# More groups hold less padding and take more calls: one more is worth it where it saves this share
-# of what one rectangle costs. Found by timing sentences of 6 to 32 tokens.
-_MOST_GROUPS = 4
-_WORTH_A_GROUP = 0.1
-_SENTENCES_PER_GROUP = 16
-
-
-def packing_indices(lengths: Tensor) -> dict[str, Tensor]:
-    """Where the tokens of a packed batch stand in the padded one, and back.
-
-    Args:
-        lengths: [N], tokens of each sentence; T their sum, L the largest.
-
-    Returns:
-        `position_ids` [1, T], counted from 0 in every sentence; `pad_index` [N, L], the packed
-        token of each padded place (0 where there is none); `unpad_index` [T], the padded place of
-        each token in the flattened [N * L]; `key_mask` [N, L], True where there is a token.
-    """
-    pad_index, key_mask = _rectangle(lengths, lengths.cumsum(0) - lengths)
-    return {
-        "position_ids": _count_positions(lengths),
-        "pad_index": pad_index,
-        "unpad_index": key_mask.flatten().nonzero()[:, 0],
-        "key_mask": key_mask,
-    }
-
-
-def grouped_packing_indices(lengths: Tensor) -> dict[str, Any]:
-    """The same for `grouped_attention`: a rectangle for each group of sentences of like length.
-
-    Args:
-        lengths: [N], tokens of each sentence; T their sum.
-
-    Returns:
-        `position_ids` and `unpad_index` as above; `pad_index` and `key_mask` flat, group by group;
-        and `group_shapes`, each group's number of sentences and largest length.
-    """
-    starts = lengths.cumsum(0) - lengths
-    rectangles = [_rectangle(lengths[rows], starts[rows]) for rows in _group(lengths)]
-    pad_index, key_mask = (
-        torch.cat([x.flatten() for x in xs]) for xs in zip(*rectangles, strict=True)
-    )
-    places = key_mask.nonzero()[:, 0]
-    unpad_index = torch.empty_like(places)
-    unpad_index[pad_index[places]] = places
-    return {
-        "position_ids": _count_positions(lengths),
-        "pad_index": pad_index,
-        "unpad_index": unpad_index,
-        "key_mask": key_mask,
-        "group_shapes": tuple(tuple(mask.shape) for _, mask in rectangles),
-    }
-
-
-def _group(lengths: Tensor) -> tuple[Tensor, ...]:
-    """The sentences of each group, from the shortest to the longest."""
-    order = lengths.argsort(stable=True)
-
-    def cost(count: int) -> float:
-        groups = order.tensor_split(count)
-        area = sum(len(rows) * int(lengths[rows[-1]]) ** 2 for rows in groups)
-        return area + count * _WORTH_A_GROUP * len(order) * int(lengths[order[-1]]) ** 2
-
-    most = max(1, min(_MOST_GROUPS, len(lengths) // _SENTENCES_PER_GROUP))
-    return order.tensor_split(min(range(1, most + 1), key=cost))
-
-
-def _rectangle(lengths: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, L]: the packed token of each place (0 where there is none), and where there is one."""
-    places = torch.arange(int(lengths.max()), device=lengths.device)
-    key_mask = places < lengths[:, None]
-    return torch.where(key_mask, places + starts[:, None], 0), key_mask
-
-
-def _count_positions(lengths: Tensor) -> Tensor:
-    starts = lengths.cumsum(0) - lengths
-    total = int(lengths.sum())
-    positions = torch.arange(total, device=lengths.device)
-    return (positions - starts.repeat_interleave(lengths, output_size=total))[None]
 
 
 def packed_attention(
@@ -122,16 +42,16 @@ def packed_attention(
     """An attention function for `AttentionInterface`.
 
     Args:
-        module: The attention layer.
+        module: The attention layer that calls it.
         query: [1, heads, T, head size]; key and value may have fewer heads.
-        key: As query.
-        value: As query.
+        key: [T, H, D], of the same tokens as the query.
+        value: [T, H, D], of the same tokens as the query.
         attention_mask: Not used for a packed batch.
         pad_index: From `packing_indices` or `grouped_packing_indices`; without it this is
             transformers' own `sdpa`.
-        unpad_index: From there.
-        key_mask: From there.
-        group_shapes: From `grouped_packing_indices`.
+        unpad_index: From the same function as `pad_index`.
+        key_mask: From the same function as `pad_index`.
+        group_shapes: Sentences and largest length of each group, from `grouped_packing_indices`.
         sliding_window: Local attention, as the layer passes it.
         is_causal: As the layer passes it, else the layer's own attribute.
         kwargs: Passed on: dropout, scaling and what else `sdpa` knows.

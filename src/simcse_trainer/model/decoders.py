@@ -41,7 +41,7 @@ def set_attention(
     saved: `AutoModel` and sentence-transformers then attend to both sides as well.
 
     Args:
-        config: Of the backbone.
+        config: The backbone's configuration, from transformers.
         bidirectional: Attend to both sides; None: as the configuration says.
         dropout: Of the attention weights in training; None: as the configuration says.
 
@@ -99,8 +99,8 @@ def pad_on_the_right(
     """Make every loader pad as this package does, where that changes no embedding.
 
     Args:
-        tokenizer: Changed.
-        backbone: Of the model.
+        tokenizer: The tokenizer, changed in place.
+        backbone: The backbone that reads the tokens.
         source: Its name in errors.
         trained: The folder is of a trained sentence encoder, whose embeddings must stay.
 
@@ -119,10 +119,12 @@ def pad_on_the_right(
 
 def _has_position_table(backbone: PreTrainedModel) -> bool:
     """Whether positions are absolute: looked up in a table, instead of turning queries and keys."""
-    room = getattr(backbone.config, "max_position_embeddings", None)
+    available = getattr(backbone.config, "max_position_embeddings", None)
     tables = [m for m in backbone.modules() if isinstance(m, torch.nn.Embedding)]
     words = backbone.get_input_embeddings()
-    return any(table is not words and room and table.num_embeddings >= room for table in tables)
+    return any(
+        table is not words and available and table.num_embeddings >= available for table in tables
+    )
 
 
 def check_bidirectional(backbone: PreTrainedModel) -> None:

@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from textwrap import shorten
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from simcse_trainer.errors import InputError
-from simcse_trainer.model.batching import build_batch
-from simcse_trainer.model.cpu_layers import use_cpu_kernels
+from simcse_trainer.model.cpu.layers import use_cpu_kernels
 from simcse_trainer.model.finite import not_finite
-from simcse_trainer.model.tokenizer import check_texts, count_word_embeddings
-from simcse_trainer.model.tokenizer import tokenize as _tokenize
-
-if TYPE_CHECKING:
-    from simcse_trainer.model.modeling import SimCSEModel
+from simcse_trainer.model.packing import build_batch
+from simcse_trainer.model.tokenizer import check_texts
 
 # A thread computes fastest on what its caches hold; on other devices only the sentences count.
 _TOKENS_PER_CPU_THREAD = 512
@@ -27,51 +22,39 @@ _TOKENS_PER_CPU_THREAD = 512
 
 @torch.no_grad()
 def encode(
-    model: SimCSEModel,
+    model: Any,
     sentences: Sequence[str] | str,
     *,
-    batch_size: int = 128,
+    batch_size: int,
     show_progress_bar: bool = False,
-    share: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
 ) -> Tensor:
-    """Embed sentences, in the order given; the model is in evaluation mode meanwhile.
-
-    Computed in the precision of the weights, also by a model in mixed-precision training: the
-    embeddings are those that the saved folder will give.
+    """Embed sentences; arguments and result are those of `SimCSEModel.encode`.
 
     Args:
-        model: Any SimCSE model.
-        sentences: n texts, or one; those over `model.max_seq_length` tokens are cut.
-        batch_size: At most so many sentences per forward pass, of like lengths; on a CPU also no
-            more tokens than it computes fast.
-        show_progress_bar: On stderr.
-        share: Which of how many processes this is, where they share the work: the rows of the
-            others are zero, and their sum is the result. Each process runs the model equally often,
-            as engines want it that spread the weights.
-
-    Returns:
-        [n, D], or [D] for one text; float32 (float64 for a float64 model), on the CPU; of length 1
-        only where `model.normalize_embeddings` says so.
-
-    Raises:
-        InputError: The model has no tokenizer, something that is no text, or an embedding that is
-            not finite.
+        model: The model, a `SimCSEModel`.
+        sentences: As there, and so are all others.
+        batch_size: See `SimCSEModel.encode`, which passes it on.
+        show_progress_bar: Whether to show a progress bar on stderr.
+        shard: See `SimCSEModel.encode`, which passes it on.
     """
     if isinstance(sentences, str):
-        return encode(model, [sentences])[0]
+        return encode(model, [sentences], batch_size=batch_size)[0]
     sentences = list(sentences)  # a pandas Series, an array, what a generator gives
     check_texts(sentences)
-    token_ids = tokenize(model, sentences)
+    token_ids = model.tokenize(sentences)
     order = sorted(range(len(token_ids)), key=lambda i: -len(token_ids[i]))
     was_training = model.training
     model.eval()
     model.full_precision = True
     result = torch.zeros(len(order), model.embedding_dimension, dtype=_result_type(model))
-    rank, world = share
+    rank, world = shard
     try:
         lengths = [len(token_ids[i]) for i in order]
         most = _TOKENS_PER_CPU_THREAD * torch.get_num_threads()
-        batches = _cut(lengths, batch_size, most if model.device.type == "cpu" else sum(lengths))
+        batches = cut_batches(
+            lengths, batch_size, most if model.device.type == "cpu" else sum(lengths)
+        )
         turns = range(rank, math.ceil(len(batches) / world) * world, world)
         bar = tqdm(turns, desc="Encoding", disable=not show_progress_bar)
         with use_cpu_kernels(model, model.use_cpu_kernels):
@@ -95,12 +78,12 @@ def encode(
     return result
 
 
-def _result_type(model: SimCSEModel) -> torch.dtype:
+def _result_type(model: Any) -> torch.dtype:
     is_double = next(model.parameters()).dtype == torch.float64
     return torch.float64 if is_double else torch.float32
 
 
-def _cut(lengths: Sequence[int], sentences: int, tokens: int) -> list[slice]:
+def cut_batches(lengths: Sequence[int], sentences: int, tokens: int) -> list[slice]:
     """Batches of at most so many sentences and tokens; a longer sentence is one of its own."""
     batches, start, total = [], 0, 0
     for i, length in enumerate(lengths):
@@ -109,15 +92,3 @@ def _cut(lengths: Sequence[int], sentences: int, tokens: int) -> list[slice]:
             start, total = i, 0
         total += length
     return [*batches, slice(start, len(lengths))] if lengths else []
-
-
-def tokenize(model: SimCSEModel, sentences: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, cut to the model's length; see `tokenizer.tokenize`."""
-    if model.tokenizer is None:
-        raise InputError("This model has no tokenizer; pass one: SimCSEModel(backbone, tokenizer).")
-    return _tokenize(
-        model.tokenizer,
-        sentences,
-        model.max_seq_length,
-        vocab_size=count_word_embeddings(model.backbone),
-    )

@@ -22,7 +22,7 @@ def not_finite(what: str, dtype: torch.dtype | str) -> InputError:
 
     Args:
         what: Where it was met, such as "The embedding of text 3".
-        dtype: Of the weights.
+        dtype: The type of the weights.
     """
     name = str(dtype).removeprefix("torch.")
     if name == "float16":

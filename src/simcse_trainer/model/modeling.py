@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +16,24 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.generic import ModelOutput
 
 from simcse_trainer.errors import InputError
-from simcse_trainer.model.adapters import has_adapter
-from simcse_trainer.model.backbones import enable_packing, run_packed
+from simcse_trainer.model.backbone import enable_packing, run_packed, scaled_noise
 from simcse_trainer.model.decoders import check_pooling, is_decoder
+from simcse_trainer.model.encoding import encode
 from simcse_trainer.model.heads import MLMHead, ProjectionHead
+from simcse_trainer.model.io.adapter import BaseWeights
+from simcse_trainer.model.io.loading import load_components
+from simcse_trainer.model.io.saving import replaced_at_once, save_model
+from simcse_trainer.model.lora import has_adapter
 from simcse_trainer.model.pooling import LAYER_PAIRS, POOLING_MODES, pool, select_layers
-from simcse_trainer.objective import mlm_loss
-from simcse_trainer.objective.mlm import IGNORED
+from simcse_trainer.model.tokenizer import count_word_embeddings, tokenize
+from simcse_trainer.objective.mlm import IGNORED, mlm_loss
 
 if TYPE_CHECKING:
-    from simcse_trainer.model.adapter_folder import BaseWeights
+    from peft import LoraConfig
+    from typing_extensions import Self
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -56,6 +65,9 @@ class SimCSEModel(nn.Module):
         max_seq_length: Longer texts are cut, in tokens, special ones included.
         padding_free: Pack batches if the backbone then computes the same as with padding.
         normalize_embeddings: Give embeddings the length 1 at inference; training is by cosine.
+        prompts: Named prompts of a sentence-transformers model, which only pass through.
+        include_prompt: The tokens of such a prompt are pooled too; passes through.
+        base_weights: What an adapter was trained on, for the folder that it is saved in.
 
     Attributes:
         dropout: False switches all dropout off, also in training.
@@ -74,6 +86,9 @@ class SimCSEModel(nn.Module):
         max_seq_length: int = 512,
         padding_free: bool = True,
         normalize_embeddings: bool = False,
+        prompts: dict[str, str] | None = None,
+        include_prompt: bool = True,
+        base_weights: BaseWeights | None = None,
     ):
         super().__init__()
         if pooling_mode not in POOLING_MODES:
@@ -89,11 +104,9 @@ class SimCSEModel(nn.Module):
         self.mlm_head = mlm_head
         self.max_seq_length = max_seq_length
         self.normalize_embeddings = normalize_embeddings
-        # Named prompts of a sentence-transformers model, which only pass through.
-        self.prompts: dict[str, str] = {}
-        # What an adapter was trained on, for the folder that it is saved in.
-        self.include_prompt = True
-        self.base_weights: BaseWeights | None = None
+        self.prompts = prompts or {}
+        self.include_prompt = include_prompt
+        self.base_weights = base_weights
         # Decoders would keep keys and values for tokens to come.
         self._call_options = {"use_cache": False} if is_decoder(backbone.config) else {}
         self.position_offset = enable_packing(backbone) if padding_free else None
@@ -104,17 +117,133 @@ class SimCSEModel(nn.Module):
         self.use_cpu_kernels = True
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> SimCSEModel:
-        """Load a trained folder or a plain backbone; see `loading.load_model` for the options."""
-        from simcse_trainer.model.loading import load_model
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        pooling_mode: str | None = None,
+        projection_head: str | None = None,
+        mlp_only_train: bool | None = None,
+        mlm_head: bool = False,
+        max_seq_length: int | None = None,
+        padding_free: bool = True,
+        normalize_embeddings: bool | None = None,
+        prompt: str | None = None,
+        append_eos_token: bool | None = None,
+        lora: LoraConfig | None = None,
+        load_in_4bit: bool | None = None,
+        load_in_8bit: bool | None = None,
+        base_model: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> Self:
+        """Load a trained folder, an adapter, a sentence-transformers model or a plain backbone.
 
-        return load_model(str(name_or_path), **options)
+        Args:
+            name_or_path: A folder, a name on the Hub, or a key of `PACKAGED_MODELS`.
+            pooling_mode: By default what the folder says, else that of `default_pooling`.
+            projection_head: `mlp`: a linear layer with tanh (the folder's, else a new one);
+                `pooler`: the backbone's own trained pooling layer as that head; `none`. By default
+                what the folder says; for a plain backbone read by `cls`, `mlp` as in the paper,
+                else `none`.
+            mlp_only_train: Whether the head is left out at inference. By default what the folder
+                says; for a new head the Trainer decides by the data.
+            mlm_head: Also load the checkpoint's masked-language-model head.
+            max_seq_length: By default what the folder says, else what the backbone has room for.
+            padding_free: Pack batches where that is exact.
+            normalize_embeddings: Give them the length 1. By default what the folder says, else not:
+                so that `AutoModel` and pooling give the same embedding.
+            prompt: A template with `{text}` that is put around every text from now on.
+            append_eos_token: End texts with the end-of-text token; by default for plain decoders.
+            lora: Freeze the backbone and train an adapter: a new one, or that of the folder.
+            load_in_4bit: Quantise the backbone; by default as its adapter was trained.
+            load_in_8bit: The same in 8 bits.
+            base_model: The backbone of an adapter, where it is not where it was.
+            revision: Of the Hub repository.
+            token: The token that the Hub is asked with.
+            options: For `load_backbone` and transformers' `from_pretrained`: dtype, device,
+                bidirectional_attention, attention_dropout, trust_remote_code, ...
 
-    def save_pretrained(self, folder: str | Path, **options: Any) -> None:
-        """Write a folder that every loader reads; see `saving.replace_model` for the options."""
-        from simcse_trainer.model.saving import replace_model
+        Raises:
+            InputError: Nothing there, or something that SimCSE cannot represent.
+        """
+        components = load_components(
+            str(name_or_path),
+            pooling_mode=pooling_mode,
+            projection_head=projection_head,
+            mlp_only_train=mlp_only_train,
+            mlm_head=mlm_head,
+            max_seq_length=max_seq_length,
+            padding_free=padding_free,
+            normalize_embeddings=normalize_embeddings,
+            prompt=prompt,
+            append_eos_token=append_eos_token,
+            lora=lora,
+            load_in_4bit=load_in_4bit,
+            load_in_8bit=load_in_8bit,
+            base_model=base_model,
+            revision=revision,
+            token=token,
+            **options,
+        )
+        model = cls(**vars(components))
+        _log_choices(model, str(name_or_path), asked=padding_free)
+        return model
 
-        replace_model(self, Path(folder), **options)
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        training_heads: bool = False,
+        state_dict: Mapping[str, Tensor] | None = None,
+        lora_save: str | None = None,
+    ) -> None:
+        """Write a folder that every loader reads, at once; an earlier model there is replaced.
+
+        Args:
+            folder: Made if it is not there; other files in it stay.
+            training_heads: As `write_files` takes it.
+            state_dict: As `write_files` takes it.
+            lora_save: As `write_files` takes it.
+
+        Raises:
+            InputError: The folder holds files of the same names, or that would be loaded with the
+                model, which no save has written; or as `write_files`.
+        """
+        with replaced_at_once(Path(folder)) as tmp_dir:
+            self.write_files(
+                tmp_dir, training_heads=training_heads, state_dict=state_dict, lora_save=lora_save
+            )
+
+    def write_files(
+        self,
+        folder: Path,
+        *,
+        training_heads: bool = False,
+        state_dict: Mapping[str, Tensor] | None = None,
+        lora_save: str | None = None,
+    ) -> None:
+        """Write the files of a model one by one. Two saves of one model are byte-identical.
+
+        Args:
+            folder: Made if it is not there.
+            training_heads: Also write what only training uses, for resuming.
+            state_dict: The model's, gathered from the processes where it is spread over them.
+            lora_save: Of an adapted model: `adapter`, `merged`, or `both`: merged, and the adapter
+                in `adapter/`. By default that of `choose_lora_save`.
+
+        Raises:
+            InputError: Merged weights of few bits; or the merged model embeds texts otherwise.
+            RuntimeError: The state is that of a process which holds none of it.
+        """
+        save_model(
+            self,
+            folder,
+            training_heads=training_heads,
+            state_dict=state_dict,
+            lora_save=lora_save,
+        )
 
     @property
     def config(self) -> Any:
@@ -223,11 +352,60 @@ class SimCSEModel(nn.Module):
             self.backbone.eval()
         return self
 
-    def encode(self, sentences: Sequence[str] | str, **options: Any) -> Tensor:
-        """Embed texts; see `encoding.encode` for the options."""
-        from simcse_trainer.model.encoding import encode
+    def encode(
+        self,
+        sentences: Sequence[str] | str,
+        *,
+        batch_size: int = 128,
+        show_progress_bar: bool = False,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Tensor:
+        """Embed sentences, in the order given; the model is in evaluation mode meanwhile.
 
-        return encode(self, sentences, **options)
+        Computed in the precision of the weights, also by a model in mixed-precision training: the
+        embeddings are those that the saved folder will give.
+
+        Args:
+            sentences: n texts, or one; those over `max_seq_length` tokens are cut.
+            batch_size: At most so many sentences per forward pass, of like lengths; on a CPU also
+                no more tokens than it computes fast.
+            show_progress_bar: Whether to show a progress bar on stderr.
+            shard: Which of how many processes this is, where they share the work: the rows of the
+                others are zero, and their sum is the result. Each process runs the model equally
+                often, as engines want it that spread the weights.
+
+        Returns:
+            [n, D], or [D] for one text; float32 (float64 for a float64 model), on the CPU; of
+            length 1 only where `normalize_embeddings` says so.
+
+        Raises:
+            InputError: The model has no tokenizer, something that is no text, or an embedding
+                that is not finite.
+        """
+        return encode(
+            self,
+            sentences,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            shard=shard,
+        )
+
+    def tokenize(self, sentences: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text, cut to `max_seq_length`; see `tokenizer.tokenize`.
+
+        Raises:
+            InputError: The model has no tokenizer, or no embedding for a token.
+        """
+        if self.tokenizer is None:
+            raise InputError(
+                "This model has no tokenizer; pass one: SimCSEModel(backbone, tokenizer)."
+            )
+        return tokenize(
+            self.tokenizer,
+            sentences,
+            self.max_seq_length,
+            vocab_size=count_word_embeddings(self.backbone),
+        )
 
     def activation_checkpointing_enable(self, **kwargs: Any) -> None:
         """Recompute the backbone's activations in the backward pass instead of keeping them."""
@@ -284,25 +462,22 @@ class SimCSEModel(nn.Module):
         if attention_mask is not None:
             return self.backbone(input_ids=input_ids, attention_mask=attention_mask, **layers)
         assert self.position_offset is not None
-        with _scaled_noise(self.get_input_embeddings(), input_ids, indices):
+        with scaled_noise(self.get_input_embeddings(), input_ids, indices):
             return run_packed(self.backbone, input_ids, indices, self.position_offset, **layers)
 
 
-@contextmanager
-def _scaled_noise(embeddings: Any, input_ids: Tensor, indices: dict[str, Any]) -> Iterator[None]:
-    """Let the Trainer's NEFTune draw the noise that the padded batch would get.
-
-    Its size is alpha / sqrt(L * D) (Jain et al. 2023, algorithm 1), where transformers takes for L
-    the second dimension of its input: of a packed batch the tokens of all sentences.
-    """
-    alpha = getattr(embeddings, "neftune_noise_alpha", None)
-    if alpha is None:
-        yield
-        return
-    shapes = indices.get("group_shapes") or (indices["pad_index"].shape,)
-    longest = max(length for _, length in shapes)
-    embeddings.neftune_noise_alpha = alpha * (input_ids.shape[1] / longest) ** 0.5
-    try:
-        yield
-    finally:
-        embeddings.neftune_noise_alpha = alpha
+def _log_choices(model: SimCSEModel, name: str, *, asked: bool) -> None:
+    use = {None: "as training decides", True: "in training only", False: "at inference too"}
+    logger.info(
+        "%s: pooling '%s', projection head %s, at most %d tokens, %s batches.",
+        name,
+        model.pooling_mode,
+        "none" if model.head is None else f"used {use[model.mlp_only_train]}",
+        model.max_seq_length,
+        "padding-free" if model.padding_free else "padded",
+    )
+    if asked and not model.padding_free:
+        logger.warning(
+            "%s does not compute the same without padding: its batches are padded, and slower.",
+            type(model.backbone).__name__,
+        )

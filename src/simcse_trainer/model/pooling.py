@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from simcse_trainer.objective.precision import widen
+from simcse_trainer.objective.precision import upcast
 
 
 def pool(hidden: Tensor, lengths: Tensor, mode: str) -> Tensor:
     """Pool the tokens of each sentence into one embedding.
 
     Args:
-        hidden: [T, D].
+        hidden: [T, D], a hidden state a token.
         lengths: [N], tokens of each sentence, all at least 1; they sum to T.
         mode: A key of `POOLING_MODES`.
 
@@ -63,11 +63,11 @@ def _weightedmean(hidden: Tensor, lengths: Tensor) -> Tensor:
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=len(hidden))
     weights = torch.arange(1, len(hidden) + 1, device=hidden.device) - starts
     total = (lengths * (lengths + 1) / 2)[:, None]
-    return (_reduce(widen(hidden) * weights[:, None], lengths, "sum") / total).to(hidden.dtype)
+    return (_reduce(upcast(hidden) * weights[:, None], lengths, "sum") / total).to(hidden.dtype)
 
 
 def _reduce(hidden: Tensor, lengths: Tensor, how: str) -> Tensor:
-    return torch.segment_reduce(widen(hidden), how, lengths=lengths).to(hidden.dtype)
+    return torch.segment_reduce(upcast(hidden), how, lengths=lengths).to(hidden.dtype)
 
 
 # The names of sentence-transformers, and two of the original SimCSE code.

@@ -45,7 +45,7 @@ def quantized_loading(
     return {"quantization_config": quantized, "device_map": {"": device}}
 
 
-def bits_of(backbone: Any) -> int | None:
+def quantization_bits(backbone: Any) -> int | None:
     """In how many bits a backbone was loaded; None: not quantised."""
     config = getattr(backbone.config, "quantization_config", None)
     if not isinstance(config, BitsAndBytesConfig):
@@ -60,7 +60,7 @@ def is_quantized(backbone: Any) -> bool:
 
 def describe_quantization(backbone: Any) -> dict[str, Any] | None:
     """As JSON, for other loaders; None: not quantised, or its own folder says it already."""
-    if bits_of(backbone) is None or getattr(backbone, "quantized_on_disk", False):
+    if quantization_bits(backbone) is None or getattr(backbone, "quantized_on_disk", False):
         return None
     described: dict[str, Any] = backbone.config.quantization_config.to_dict()
     return described

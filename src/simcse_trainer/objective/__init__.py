@@ -1,15 +1,16 @@
 """The training objective: pure tensor code that knows no Trainer, no data set and no file."""
 
-from simcse_trainer.objective.contrastive import ContrastiveObjective
-from simcse_trainer.objective.info_nce import contrastive_logits, find_false_negatives, info_nce
-from simcse_trainer.objective.mlm import MaskedTokens, mask_tokens, mlm_loss
+from simcse_trainer import attach_lazily
 
-__all__ = [
-    "ContrastiveObjective",
-    "MaskedTokens",
-    "contrastive_logits",
-    "find_false_negatives",
-    "info_nce",
-    "mask_tokens",
-    "mlm_loss",
-]
+__getattr__, __dir__ = attach_lazily(
+    __name__,
+    {
+        "ContrastiveObjective": "contrastive",
+        "MaskedTokens": "mlm",
+        "contrastive_logits": "loss",
+        "find_false_negatives": "loss",
+        "info_nce": "loss",
+        "mask_tokens": "mlm",
+        "mlm_loss": "mlm",
+    },
+)

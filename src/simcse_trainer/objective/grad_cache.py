@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from simcse_trainer.objective.precision import widen
+from simcse_trainer.objective.precision import upcast
 
 Chunk = dict[str, Tensor]
 
@@ -60,24 +60,24 @@ def embed_without_graph(
     with torch.no_grad():
         for chunk in chunks:
             states.append(RandomState.capture(chunk))
-            embeddings.append(widen(embed(chunk)))
+            embeddings.append(upcast(embed(chunk)))
     return torch.cat(embeddings), states
 
 
 def loss_and_gradient(
-    embeddings: Tensor, loss_of: Callable[[Tensor], Tensor]
+    embeddings: Tensor, get_loss: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Step 2.
 
     Args:
-        embeddings: [N, D].
-        loss_of: The embeddings to a scalar.
+        embeddings: [N, D], an embedding a row.
+        get_loss: The embeddings to a scalar.
 
     Returns:
         The loss, and its gradient [N, D].
     """
     leaf = embeddings.detach().requires_grad_()
-    loss = loss_of(leaf)
+    loss = get_loss(leaf)
     (gradient,) = torch.autograd.grad(loss, leaf)
     return loss.detach(), gradient
 
@@ -97,4 +97,4 @@ def embed_with_graph(
         A scalar whose gradient with respect to the parameters is this chunk's share.
     """
     state.restore()
-    return (widen(embed(chunk)) * gradient).sum()
+    return (upcast(embed(chunk)) * gradient).sum()

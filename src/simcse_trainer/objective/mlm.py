@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from simcse_trainer.objective.precision import widen
+from simcse_trainer.objective.precision import upcast
 
 IGNORED = -100
 
@@ -45,7 +45,7 @@ def mask_tokens(
     Args:
         input_ids: Integers of any shape.
         special_ids: [S], tokens that are never chosen (padding among them).
-        mask_token_id: The mask token.
+        mask_token_id: The id of the mask token.
         vocab_size: Random tokens are drawn from 0 to this, exclusive.
         probability: Share of the other tokens that is chosen.
     """
@@ -65,5 +65,5 @@ def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: [M, vocabulary], of the predicted tokens only.
         labels: [M], their original tokens.
     """
-    total = F.cross_entropy(widen(logits), labels, reduction="sum")
+    total = F.cross_entropy(upcast(logits), labels, reduction="sum")
     return total / max(len(labels), 1)

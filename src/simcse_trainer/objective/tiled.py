@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from simcse_trainer.objective.info_nce import belong_together
-from simcse_trainer.objective.precision import widen
+from simcse_trainer.objective.loss import false_negative_mask
+from simcse_trainer.objective.precision import upcast
 
 
 def tiled_info_nce(
@@ -35,9 +35,9 @@ def tiled_info_nce(
     """The loss of `info_nce`, in tiles; it cannot be differentiated twice.
 
     Args:
-        anchors: [B, D].
+        anchors: [B, D], embeddings of the anchors.
         candidates: [C, N, D]: the positives, then each column of hard negatives.
-        temperature: Divides the cosines.
+        temperature: What the cosines are divided by (tau in the paper).
         hard_negative_weight: A logit for each anchor's own hard negatives.
         text_ids: [1 + C, N] as in `find_false_negatives`, whose rule is applied tile by tile, or
             None to count all candidates.
@@ -67,7 +67,7 @@ def tiled_info_nce(
 def _unit_vectors(x: Tensor, tile_size: int) -> Tensor:
     """[..., rows, D] of length 1, in at least float32, as `contrastive_logits` has them."""
     # In parts: the backward of normalize has temporaries of several times the size of its input.
-    return torch.cat([F.normalize(part, dim=-1) for part in widen(x).split(tile_size, -2)], -2)
+    return torch.cat([F.normalize(part, dim=-1) for part in upcast(x).split(tile_size, -2)], -2)
 
 
 class _Options(NamedTuple):
@@ -81,7 +81,7 @@ class _Tile(NamedTuple):
     """Some anchors against some candidates of one column.
 
     Attributes:
-        rows: T anchors.
+        rows: Rows of the T anchors in the tile.
         column: One of the C columns of candidates.
         others: W rows of that column.
         diagonal: Where the anchors' own candidates stand: at (i, i + diagonal), if at all.
@@ -164,7 +164,7 @@ def _logits(
 
 def _false_negatives(of_anchors: Tensor, text_ids: Tensor, tile: _Tile) -> Tensor:
     """[T, W]: the tile of `find_false_negatives`."""
-    found = belong_together(
+    found = false_negative_mask(
         of_anchors[0],
         of_anchors[1],
         text_ids[1 + tile.column, tile.others],

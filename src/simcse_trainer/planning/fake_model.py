@@ -13,17 +13,16 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from simcse_trainer.arguments import ModelArguments
 from simcse_trainer.errors import InputError
-from simcse_trainer.model.adapter_folder import read_adapter
-from simcse_trainer.model.adapters import add_adapter
 from simcse_trainer.model.attention import ATTENTION_NAME
-from simcse_trainer.model.backbones import first_position
+from simcse_trainer.model.backbone import first_position
 from simcse_trainer.model.decoders import default_pooling, set_attention
-from simcse_trainer.model.head_weights import head_sizes
-from simcse_trainer.model.heads import MLMHead, ProjectionHead
-from simcse_trainer.model.layout import Layout, read_layout
+from simcse_trainer.model.heads import MLMHead, ProjectionHead, head_sizes
+from simcse_trainer.model.io.adapter import read_adapter
+from simcse_trainer.model.io.layout import Layout, read_layout
+from simcse_trainer.model.io.resolve import resolve_packaged
+from simcse_trainer.model.lora import add_adapter
 from simcse_trainer.model.modeling import SimCSEModel
-from simcse_trainer.model.packaged import resolve_packaged
-from simcse_trainer.planning.fake_quantization import quantize_fake
+from simcse_trainer.planning.fake_kernels import quantize_fake
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Source:
     """What is read of a model: never its backbone's weights.
 
     Attributes:
-        config: Of the backbone.
+        config: The backbone's configuration, from transformers.
         layout: What a trained folder says.
     """
 
@@ -42,15 +41,15 @@ class Source:
     def max_seq_length(self) -> int:
         """What the folder says, else what the backbone has room for, 512 at most."""
         said = self.layout.max_seq_length if self.layout else None
-        room = getattr(self.config, "max_position_embeddings", None) or 512
-        return min(said or 512, room)
+        available = getattr(self.config, "max_position_embeddings", None) or 512
+        return min(said or 512, available)
 
 
 def read_source(model_args: ModelArguments, backbone_config: str | None = None) -> Source:
     """Read the configuration of a folder, a packaged model or a name on the Hub.
 
     Args:
-        model_args: Of the run.
+        model_args: The options of the model, `ModelArguments`.
         backbone_config: A config.json instead, where the model is out of reach.
 
     Raises:
@@ -90,9 +89,9 @@ def build_fake_model(
     same, which only weights can tell, is taken for granted.
 
     Args:
-        model_args: Of the run.
-        source: From `read_source`.
-        mode: Of the tensors.
+        model_args: The options of the model, `ModelArguments`.
+        source: What `read_source` has read of the model.
+        mode: The `FakeTensorMode` of the tensors.
         mlm_head: With the head of the auxiliary objective.
     """
     with torch.device("meta"):

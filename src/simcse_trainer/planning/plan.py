@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,15 +16,22 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.training_args import OptimizerNames
 
-from simcse_trainer.arguments import ModelArguments, SimCSETrainingArguments
-from simcse_trainer.model.batching import build_batch
+from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
+from simcse_trainer.data.loading import load_training_data
+from simcse_trainer.errors import InputError
 from simcse_trainer.model.modeling import SimCSEModel
-from simcse_trainer.planning.fake_kernels import FakeKernels
+from simcse_trainer.model.packing import build_batch
+from simcse_trainer.planning.fake_kernels import FakeKernels, FakeQuantizedLinear
 from simcse_trainer.planning.fake_model import Source, build_fake_model
-from simcse_trainer.planning.fake_quantization import FakeQuantizedLinear
-from simcse_trainer.planning.optimizers import state_bytes, step_bytes
-from simcse_trainer.planning.step import Batch, Step, StepMemory
-from simcse_trainer.planning.tracking import MemoryTracker
+from simcse_trainer.planning.step import (
+    Batch,
+    MemoryTracker,
+    Step,
+    StepMemory,
+    is_known,
+    state_bytes,
+    step_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,10 @@ class Workload:
 
     Attributes:
         views: Texts per row of the data, 2 for unsupervised SimCSE.
-        batch: Rows.
+        batch: Rows of a batch on one device.
         chunk: Texts that are embedded at a time; None: all of them.
         longest: Tokens of the longest text.
-        tokens: Of all others.
+        tokens: Tokens of all other texts.
         gpu: On a GPU, else on the CPU.
     """
 
@@ -61,7 +70,7 @@ class Plan:
     """Bytes, but for the first two.
 
     Attributes:
-        parameters: All of them.
+        parameters: Number of all parameters.
         trained: Those with a gradient.
         weights: Of all parameters and buffers, in the types and bits they are kept in.
         optimizer: State, from the first step on.
@@ -83,10 +92,10 @@ class Planner:
     """Plans a run, and runs that differ in their chunk.
 
     Args:
-        model_args: Of the run.
-        args: Of the run.
-        source: From `read_source`.
-        workload: The step.
+        model_args: The options of the model, `ModelArguments`.
+        args: The training options, `SimCSETrainingArguments`.
+        source: What `read_source` has read of the model.
+        workload: What a step computes on.
     """
 
     def __init__(
@@ -129,8 +138,8 @@ class Planner:
     def _crossing(self, low: int, high: int, memory: int) -> int:
         """Where the peak would cross the memory if it grew evenly: it nearly does."""
         below, above = self.plan(low).peak, self.plan(high).peak
-        share = (memory - below) / max(above - below, 1)
-        return min(max(low + int(share * (high - low)), low + 1), high - 1)
+        fraction = (memory - below) / max(above - below, 1)
+        return min(max(low + int(fraction * (high - low)), low + 1), high - 1)
 
     @cached_property
     def _mode(self) -> FakeTensorMode:
@@ -185,8 +194,8 @@ class Planner:
     def _on_device(self, workload: Workload) -> Iterator[None]:
         tokens = sum(chunk_lengths(workload))
         shape = torch.Size((workload.size, workload.longest))
-        share = self.args.mlm_probability
-        with FakeKernels(gpu=workload.gpu, tokens={shape: tokens}, masked=share):
+        fraction = self.args.mlm_probability
+        with FakeKernels(gpu=workload.gpu, tokens={shape: tokens}, masked=fraction):
             yield
 
     def _batch(self, workload: Workload, chunk: dict[str, Any]) -> Batch:
@@ -219,3 +228,208 @@ def _count_parameters(model: SimCSEModel) -> int:
     quantized = [x for x in model.modules() if isinstance(x, FakeQuantizedLinear)]
     hidden = sum(x.in_features * x.out_features - x.weight.numel() for x in quantized)
     return sum(x.numel() for x in model.parameters()) + hidden
+
+
+# What is there besides tensors, taken for granted: on a GPU the CUDA context, kernels' workspaces
+# and the allocator's gaps; on the CPU Python and its libraries.
+RESERVE = {True: 2**30, False: 3 * 2**28}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Options to add, and what the run then needs.
+
+    Attributes:
+        options: As on the command line; empty: the run as it is.
+        plan: With the chunk below.
+        chunk: The largest that fits; None: none does.
+    """
+
+    options: str
+    plan: Plan
+    chunk: int | None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """The plan of a run.
+
+    Attributes:
+        name: The name of the model, as given.
+        plan: The run as its options say.
+        workload: What its step computes on.
+        packed: Batches are packed, without padding.
+        notes: What was taken for granted.
+        memory: Bytes that there are, where they were given.
+        fits: Whether the run as it is needs no more than that, `RESERVE` included.
+        choices: The largest chunk, and where that does not do, what else to change.
+    """
+
+    name: str
+    plan: Plan
+    workload: Workload
+    packed: bool
+    notes: list[str] = field(default_factory=list)
+    memory: int | None = None
+    fits: bool = True
+    choices: list[Choice] = field(default_factory=list)
+
+
+def plan_run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: SimCSETrainingArguments,
+    source: Source,
+    *,
+    gpu: bool,
+    memory: int | None = None,
+    tokens: int | None = None,
+    views: int | None = None,
+) -> RunPlan:
+    """Plan what `train_simcse.py` would do with the same options.
+
+    Args:
+        model_args: The options of the model, `ModelArguments`.
+        data_args: The options of the data, `DataArguments`.
+        args: The training options, `SimCSETrainingArguments`.
+        source: What `read_source` has read of the model.
+        gpu: It will be on one.
+        memory: Bytes of the device.
+        tokens: Mean length of a text; by default all are as long as `max_seq_length`.
+        views: Texts per row, where the data is not here.
+
+    Raises:
+        InputError: Options, model or data cannot be used.
+    """
+    notes: list[str] = []
+    longest = model_args.max_seq_length or source.max_seq_length
+    if tokens is not None and not 0 < tokens <= longest:
+        raise InputError(f"tokens is {tokens}; expected 1 to {longest}, the longest text.")
+    workload = Workload(
+        views=views or _count_views(data_args, notes),
+        batch=args.per_device_train_batch_size,
+        chunk=args.chunk_size,
+        longest=longest,
+        tokens=tokens or longest,
+        gpu=gpu,
+    )
+    optim = OptimizerNames(args.optim).value
+    if not is_known(optim):
+        notes.append(f"The state of {optim} is taken to be as large as AdamW's.")
+    planner = Planner(model_args, args, source, workload)
+    plan = planner.plan()
+    result = RunPlan(
+        model_args.model_name_or_path, plan, workload, planner.packed, notes, memory=memory
+    )
+    if memory is None:
+        return result
+    available = memory - RESERVE[gpu]
+    choices = [_choose("", planner, available)]
+    if plan.peak > available:
+        choices += [
+            _choose(options, Planner(other, changed, source, workload), available)
+            for options, other, changed in _changes(model_args, args)
+        ]
+    return replace(result, fits=plan.peak <= available, choices=choices)
+
+
+def _choose(options: str, planner: Planner, available: int) -> Choice:
+    chunk = planner.largest_chunk(available)
+    return Choice(options, planner.plan(chunk or 1), chunk)
+
+
+def _changes(
+    model_args: ModelArguments, args: SimCSETrainingArguments
+) -> Iterator[tuple[str, ModelArguments, SimCSETrainingArguments]]:
+    """What needs less memory, from the mildest change on, each with those before it."""
+    words: list[str] = []
+    if not args.activation_checkpointing:
+        words.append("--activation_checkpointing true")
+        args = copy.copy(args)  # `replace` would check again what only the run's machine has
+        args.activation_checkpointing = True
+        yield " ".join(words), model_args, args
+    if not model_args.use_lora:
+        words.append("--use_lora true")
+        model_args = replace(model_args, use_lora=True)
+        yield " ".join(words), model_args, args
+    if not model_args.load_in_4bit:
+        words.append("--load_in_4bit true")
+        model_args = replace(model_args, load_in_4bit=True, load_in_8bit=False)
+        yield " ".join(words), model_args, args
+
+
+def _count_views(data_args: DataArguments, notes: list[str]) -> int:
+    """Texts per row: what the options say, else the data if it is here."""
+    if data_args.nli_triplets:
+        return 3
+    if data_args.columns:
+        return max(2, len(data_args.columns))
+    files = data_args.train_file
+    if files and data_args.dataset_name is None and Path(files[0]).is_file():
+        rows = load_training_data(files[:1], streaming=True)
+        return max(2, len(rows.column_names or next(iter(rows))))
+    if files and all(".txt" in Path(name).suffixes for name in files):
+        return 2
+    notes.append("The data is not here: 3 texts a row are taken for granted; or pass --views.")
+    return 3
+
+
+def format_plan(run: RunPlan) -> str:
+    """What `simcse-trainer plan` prints."""
+    plan, step, work = run.plan, run.plan.step, run.workload
+    fraction = 100 * plan.trained / plan.parameters
+    rows = [
+        ("weights", plan.weights),
+        ("optimizer state", plan.optimizer),
+        ("gradients", plan.gradients),
+        ("activations", step.kept),
+        ("loss of the batch", step.loss),
+        ("peak", plan.peak),
+    ]
+    lines = [
+        f"{run.name} on {'a GPU' if work.gpu else 'the CPU'}",
+        f"  {work.batch:,} rows of {work.views} texts a step, {work.size:,} texts at a time, "
+        f"{_lengths(run)}, {'without padding' if run.packed else 'padded'}",
+        f"  {plan.parameters:,} parameters, {plan.trained:,} of them trained "
+        f"({fraction:.2f} percent)",
+        "",
+        *(f"  {name:<18}{format_bytes(size):>12}" for name, size in rows if size),
+        "",
+        "Not all of it is there at once: the peak is of a step carried out without values. "
+        f"Besides tensors, count {format_bytes(RESERVE[work.gpu])} for "
+        + ("the CUDA context and the allocator." if work.gpu else "Python and its libraries."),
+        *run.notes,
+        *_advice(run),
+    ]
+    return "\n".join(lines)
+
+
+def format_bytes(size: int) -> str:
+    """In MiB below one GiB."""
+    return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.2f} GiB"
+
+
+def _lengths(run: RunPlan) -> str:
+    work = run.workload
+    if work.tokens == work.longest:
+        return f"{work.longest} tokens each"
+    return f"{work.tokens} tokens on average, {work.longest} at most"
+
+
+def _advice(run: RunPlan) -> list[str]:
+    if run.memory is None:
+        return []
+    head = f"{format_bytes(run.memory)}: "
+    as_it_is = run.choices[0]
+    if run.fits and as_it_is.chunk == run.workload.texts:
+        return [head + "fits, also with the whole batch at a time."]
+    if run.fits:
+        return [f"{head}fits. The largest chunk is --mini_batch_size {as_it_is.chunk}."]
+    return [head + "does not fit. Add one of", *(f"  {_line(x)}" for x in run.choices)]
+
+
+def _line(choice: Choice) -> str:
+    peak = format_bytes(choice.plan.peak)
+    if choice.chunk is None:
+        return f"{choice.options or 'a smaller chunk'}: not enough, {peak} with one text at a time"
+    return f"{choice.options} --mini_batch_size {choice.chunk}".strip() + f": {peak}"

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from command_line import error, run
-from conftest import tiny_backbone, tiny_tokenizer
+from helpers.command_line import error, run
+from helpers.tiny import tiny_backbone, tiny_tokenizer
 
 from simcse_trainer import SimCSE, SimCSEModel
-from simcse_trainer.inference import encoder
+from simcse_trainer.inference import export, simcse
 
 LINES = ["a dog", "", "big red cat", "child " * 60, "the man"]
 
@@ -36,7 +36,7 @@ def listing(folder):
 
 @pytest.mark.parametrize("block", [1, 2, 4096])
 def test_a_line_is_a_row_whatever_the_blocks(folder, monkeypatch, capsys, block):
-    monkeypatch.setattr(encoder, "_BLOCK_SENTENCES", block)
+    monkeypatch.setattr(simcse, "_BLOCK_SENTENCES", block)
     expected = SimCSE("model").encode(LINES, return_numpy=True)
     assert run(monkeypatch, "encode", "model", "in.txt", "--output", "v.npy") == 0
     assert capsys.readouterr().out == "5 embeddings of 32 dimensions are in v.npy.\n"
@@ -74,11 +74,11 @@ def test_standard_input_and_columns(folder, monkeypatch):
 
 
 def test_a_run_that_was_stopped_has_its_model_in_a_checkpoint(folder, monkeypatch):
-    from simcse_trainer.checkpoints import publish
+    from simcse_trainer.model.io.checkpoints import finalize
 
     (folder / "run").mkdir()
     (folder / "model").rename(folder / "staged")
-    publish(folder / "staged", folder / "run" / "checkpoint-3")
+    finalize(folder / "staged", folder / "run" / "checkpoint-3")
     assert run(monkeypatch, "encode", "run", "in.txt", "--output", "v.npy") == 0
 
 
@@ -103,16 +103,17 @@ def test_what_cannot_be_done_is_one_line_and_no_file(folder, monkeypatch, capsys
     (folder / "two.csv").write_text("a,b\nc,d\n", encoding="utf-8")
     (folder / "v.npy").write_text("of yesterday", encoding="utf-8")
     before = listing(folder)
-    monkeypatch.setattr(encoder, "_BLOCK_SENTENCES", 1)  # rows are written before the bad one
+    monkeypatch.setattr(simcse, "_BLOCK_SENTENCES", 1)  # rows are written before the bad one
     assert said in error(monkeypatch, capsys, "encode", *words)
     assert listing(folder) == before
     assert (folder / "v.npy").read_text(encoding="utf-8") == "of yesterday"
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.slow
 def test_an_interrupted_run_leaves_no_such_file(folder, how):
     code = (
-        "from simcse_trainer.inference import encoder; encoder._BLOCK_SENTENCES = 50; "
+        "from simcse_trainer.inference import simcse; simcse._BLOCK_SENTENCES = 50; "
         "from simcse_trainer.cli import main; main()"
     )
     words = ["encode", "model", "--output", "v.npy"]
@@ -142,10 +143,9 @@ def wait_for(condition):
 def test_a_full_disk_is_one_line(folder, monkeypatch, capsys):
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full on this system")
-    from simcse_trainer.inference import writing
 
     full = functools.partial(open, "/dev/full")
-    monkeypatch.setattr(writing, "open", lambda _, mode: full(mode), raising=False)
+    monkeypatch.setattr(export, "open", lambda _, mode: full(mode), raising=False)
     assert "No space left" in error(
         monkeypatch, capsys, "encode", "model", "in.txt", "--output", "v.npy"
     )

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
-from conftest import WORDS, tiny_backbone, tiny_tokenizer
+from helpers.tiny import WORDS, tiny_backbone, tiny_tokenizer
 from typer.testing import CliRunner
 
 from simcse_trainer import SimCSEModel
 from simcse_trainer.cli import app, main
-from simcse_trainer.evaluation import models, published
+from simcse_trainer.evaluation import encoders, published
 from simcse_trainer.evaluation.sts import evaluate_sts, load_sts_tasks
 from simcse_trainer.model.heads import ProjectionHead
 
@@ -156,7 +156,7 @@ def test_what_only_sentence_transformers_can_compute(tmp_path, data_dir, monkeyp
     assert row["scores"]["stsb_spearman"] == pytest.approx(expected["stsb_spearman"], abs=1e-3)
     said = error(monkeypatch, capsys, *words, "--pooling_mode", "cls")
     assert "Leave out --pooling_mode" in said
-    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr(encoders, "find_spec", lambda name: None)
     said = error(monkeypatch, capsys, *words)
     assert "3_LayerNorm" in said or "2_LayerNorm" in said
     assert said.endswith("Run: pip install sentence-transformers")
@@ -209,6 +209,7 @@ def test_help_waits_for_no_torch():
 
 
 @pytest.mark.real_weights
+@pytest.mark.slow
 def test_published_scores_through_the_command(minilm, sts_dir, tmp_path):
     wanted = {"sts12": 72.37, "sts13": 80.60, "sts15": 85.39, "stsb": 82.03}
     words = (minilm, "--tasks", *wanted, "--data_dir", sts_dir, "--output", tmp_path / "r.json")

@@ -6,8 +6,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from command_line import error, run
-from conftest import WORDS, tiny_backbone, tiny_tokenizer
+from helpers.command_line import error, run
+from helpers.tiny import WORDS, tiny_backbone, tiny_tokenizer
 
 from simcse_trainer import SimCSE, SimCSEModel
 from simcse_trainer.cli import search

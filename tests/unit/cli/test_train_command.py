@@ -5,15 +5,16 @@ import subprocess
 import sys
 
 import pytest
-from command_line import error, run
+from helpers.command_line import error, run
 
-from simcse_trainer import cli, entry
+from simcse_trainer import cli
+from simcse_trainer.cli import train as script
 
 
 @pytest.fixture
 def words_of_training(monkeypatch):
     seen = []
-    monkeypatch.setattr(entry, "main", lambda argv: seen.append(argv) or 0)
+    monkeypatch.setattr(script, "main", lambda argv: seen.append(argv) or 0)
     return seen
 
 
@@ -35,7 +36,7 @@ def test_every_word_reaches_training_as_it_was(monkeypatch, words_of_training, w
 
 @pytest.mark.parametrize("status", [0, 2, 143])
 def test_the_exit_status_is_that_of_training(monkeypatch, status):
-    monkeypatch.setattr(entry, "main", lambda argv: status)
+    monkeypatch.setattr(script, "main", lambda argv: status)
     assert run(monkeypatch, "train", "run.yaml") == status
 
 

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 import torch
-from conftest import WORDS, tiny_tokenizer
+from helpers.tiny import WORDS, tiny_tokenizer
 
 from simcse_trainer.data.augmentation import (
     DISCRETE,
@@ -15,8 +15,8 @@ from simcse_trainer.data.augmentation import (
     delete_words,
     shuffle_words,
 )
-from simcse_trainer.data.collator import SimCSECollator
-from simcse_trainer.objective.info_nce import find_false_negatives
+from simcse_trainer.objective.loss import find_false_negatives
+from simcse_trainer.training.dataset import SimCSECollator
 
 TEN = [f"w{i}" for i in range(10)]
 KOREAN = "그는 어제 서울에서 새로운 책을 한 권 샀다"

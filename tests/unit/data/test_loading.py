@@ -8,8 +8,8 @@ import sys
 import datasets
 import pytest
 import torch
-from conftest import fails
 from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
+from helpers.checks import fails
 
 from simcse_trainer.data import loading
 from simcse_trainer.data.loading import load_training_data, prepare_dataset

@@ -7,8 +7,9 @@ import random
 
 import pytest
 import torch
-from conftest import fails, save_tiny, tiny_backbone, tiny_tokenizer
 from datasets import Dataset, IterableDataset
+from helpers.checks import fails
+from helpers.tiny import save_tiny, tiny_backbone, tiny_tokenizer
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer, SimCSETrainingArguments
 from simcse_trainer.data.loading import load_training_data
@@ -17,7 +18,7 @@ from simcse_trainer.data.readers import column_names, read_rows
 field = pytest.mark.field
 
 
-def rows_of(path, content):
+def get_rows(path, content):
     """The cells of each row, or the error there was instead of them."""
     path.write_text(content, encoding="utf-8", newline="")
     try:
@@ -46,13 +47,13 @@ def test_lone_quotes_of_a_tsv_belong_to_its_texts(tmp_path, end):
         ('""', "two marks"),
         ("she called", 'she said: come"'),
     ]
-    found = rows_of(tmp_path / "a.tsv", end.join("\t".join(line) for line in lines) + end)
+    found = get_rows(tmp_path / "a.tsv", end.join("\t".join(line) for line in lines) + end)
     assert found == lines[1:]
 
 
 @field("29a")
 def test_a_quote_that_nothing_closes_is_a_text_of_a_tsv(tmp_path):
-    found = rows_of(tmp_path / "a.tsv", 'sent0\tsent1\n"yes, she said\tb\nc\td\n')
+    found = get_rows(tmp_path / "a.tsv", 'sent0\tsent1\n"yes, she said\tb\nc\td\n')
     assert found == [('"yes, she said', "b"), ("c", "d")]
 
 
@@ -62,7 +63,7 @@ def test_a_score_file_of_glue_is_read_line_by_line(tmp_path):
     before = ("a\tb\t2012\t1\t5.0\t", "a\tb\t2012\t2\t0.5\t")
     header = "genre\tfilename\tyear\tid\tscore\tsentence1\tsentence2\n"
     body = f'{before[0]}"한 남자가 말했다\t그가 말했다\n{before[1]}개가 잔다\t고양이"\n'
-    found = rows_of(tmp_path / "sts.tsv", header + body)
+    found = get_rows(tmp_path / "sts.tsv", header + body)
     assert found == [
         ("a", "b", "2012", "1", "5.0", '"한 남자가 말했다', "그가 말했다"),
         ("a", "b", "2012", "2", "0.5", "개가 잔다", '고양이"'),
@@ -84,7 +85,7 @@ def test_a_tsv_that_csv_writers_have_quoted_is_read_as_before(tmp_path, quoting)
         ]
         buffer = io.StringIO()
         csv.writer(buffer, delimiter="\t", quoting=quoting, lineterminator="\n").writerows(rows)
-        assert rows_of(tmp_path / "a.tsv", buffer.getvalue()) == rows[1:]
+        assert get_rows(tmp_path / "a.tsv", buffer.getvalue()) == rows[1:]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a_tsv_that_could_be_read_in_two_ways_is_refused(tmp_path, content, word
 @field("29b")
 @pytest.mark.parametrize("text", ["d" * 200_000, "many words\n" * 20_000])
 def test_a_long_cell_of_a_csv_is_read(tmp_path, text):
-    found = rows_of(tmp_path / "a.csv", f'x,y\na,b\nc,"{text}"\ne,f\n')
+    found = get_rows(tmp_path / "a.csv", f'x,y\na,b\nc,"{text}"\ne,f\n')
     assert isinstance(found, list), found
     assert [len(cell) for row in found for cell in row] == [1, 1, 1, len(text), 1, 1]
 
@@ -198,7 +199,7 @@ def test_a_word_without_an_embedding_is_named_and_the_advice_works(tmp_path):
     assert torch.isfinite(model.encode(["a dog sleeps"])).all()
     for use in (
         lambda: model.encode(["a dog", "the new59 dog"]),
-        lambda: trainer_of(model, tmp_path, ["a dog", "the new59 dog", "a", "b"]),
+        lambda: build_trainer(model, tmp_path, ["a dog", "the new59 dog", "a", "b"]),
     ):
         with pytest.raises(Exception) as error:  # noqa: PT011
             use()
@@ -213,7 +214,7 @@ def test_a_word_without_an_embedding_is_named_and_the_advice_works(tmp_path):
     assert again.encode(["the new59 dog"]).shape == (1, 32)
 
 
-def trainer_of(model, tmp_path, texts):
+def build_trainer(model, tmp_path, texts):
     args = SimCSETrainingArguments(
         output_dir=str(tmp_path / "out"), max_steps=1, report_to=[], use_cpu=True,
         per_device_train_batch_size=4, save_strategy="no",

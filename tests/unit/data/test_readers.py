@@ -8,7 +8,7 @@ import os
 
 import pyarrow
 import pytest
-from conftest import fails
+from helpers.checks import fails
 from pyarrow import parquet
 
 from simcse_trainer.data.readers import Row, column_names, expand_files, read_rows

@@ -6,8 +6,8 @@ from scipy.stats import spearmanr
 
 from simcse_trainer import InputError
 from simcse_trainer.evaluation import sts
-from simcse_trainer.evaluation.embedding_space import alignment, anisotropy, uniformity
 from simcse_trainer.evaluation.metrics import SpearmanCorrelation
+from simcse_trainer.evaluation.space import alignment, anisotropy, uniformity
 from simcse_trainer.evaluation.sts import evaluate_sts, load_sts_tasks
 
 PAIRS = {

@@ -4,8 +4,9 @@ import csv
 
 import pytest
 import torch
-from conftest import fails
+from helpers.checks import fails
 
+from simcse_trainer.evaluation.space import fit_whitening
 from simcse_trainer.evaluation.sts import evaluate_sts
 from simcse_trainer.evaluation.suite import (
     Suite,
@@ -15,7 +16,6 @@ from simcse_trainer.evaluation.suite import (
     evaluate_whitened,
     load_suite,
 )
-from simcse_trainer.evaluation.whitening import fit_whitening
 
 LETTERS = "abcdefghijkl"
 TABLE = dict(

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from conftest import fails
+from helpers.checks import fails
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
@@ -157,6 +157,7 @@ def test_a_row_without_label_is_named(tmp_path):
 
 
 @pytest.mark.real_weights
+@pytest.mark.slow
 def test_mrpc_agrees_with_an_independent_computation(minilm, transfer_dir):
     splits = load("mrpc", transfer_dir)
     texts = [text for data in splits.values() for text in split_texts(data)]

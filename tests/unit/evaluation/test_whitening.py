@@ -1,8 +1,8 @@
 import numpy as np
 import torch
-from conftest import fails
+from helpers.checks import fails
 
-from simcse_trainer.evaluation.whitening import fit_whitening
+from simcse_trainer.evaluation.space import fit_whitening
 
 
 def test_whitened_embeddings_have_mean_zero_and_unit_covariance():

@@ -7,16 +7,22 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, fails
+from helpers import ROOT
+from helpers.checks import fails
 from huggingface_hub import ModelCard, ModelCardData
 
-from simcse_trainer.hub.facts import CardFacts, EvaluatedOn
-from simcse_trainer.hub.metadata import card_data, check_language, check_license
+from simcse_trainer.hub.card_data import (
+    CardData,
+    EvaluatedOn,
+    check_language,
+    check_license,
+    hub_metadata,
+)
 from simcse_trainer.hub.model_card import duration, read_template, render_card, show
 
 GOLDEN = Path(__file__).with_name("golden")
 
-UNSUPERVISED = CardFacts(
+UNSUPERVISED = CardData(
     model_id="me/unsup-bert",
     pooling_mode="cls",
     dimensions=768,
@@ -69,7 +75,7 @@ SUPERVISED = replace(
     energy=None,
     emissions=None,
 )
-LORA = CardFacts(
+LORA = CardData(
     model_id="me/qwen-lora",
     pooling_mode="lasttoken",
     dimensions=1024,
@@ -79,7 +85,7 @@ LORA = CardFacts(
     base_model="Qwen/Qwen3-0.6B",
     base_model_relation="adapter",
     objective="supervised, on pairs",
-    license="my-license",
+    license="other:my-license",
     rows=10,
     columns=["sent0", "sent1"],
     steps=3,
@@ -101,7 +107,7 @@ KOREAN = replace(
     evaluated_on={"korsts": EvaluatedOn("dkoterwa/kor-sts", split="validation")},
 )
 KINDS = {"unsupervised": UNSUPERVISED, "supervised": SUPERVISED, "lora": LORA, "korean": KOREAN}
-BARE = CardFacts(model_id="out", pooling_mode="mean", dimensions=8, max_seq_length=16)
+BARE = CardData(model_id="out", pooling_mode="mean", dimensions=8, max_seq_length=16)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -135,13 +141,13 @@ def test_the_hub_reads_the_metadata(kind):
 
 
 def test_licenses_of_the_hub_and_others():
-    assert card_data(UNSUPERVISED).license == "apache-2.0"
-    other = card_data(LORA).to_dict()
+    assert hub_metadata(UNSUPERVISED).license == "apache-2.0"
+    other = hub_metadata(LORA).to_dict()
     assert (other["license"], other["license_name"]) == ("other", "my-license")
-    assert "license" not in card_data(KOREAN).to_dict()
-    for name in ("mit", "openrail++", "my-license"):
+    assert "license" not in hub_metadata(KOREAN).to_dict()
+    for name in ("mit", "openrail++", "other:my-license"):
         check_license(name)
-    for name in ("MIT License", "other", "", "Apache 2"):
+    for name in ("MIT License", "other", "other:", "", "Apache 2"):
         fails(lambda name=name: check_license(name), f"'{name}'", "such as apache-2.0")
     for code in ("en", "kor", "zh-TW", "multilingual"):
         check_language(code)
@@ -154,10 +160,10 @@ def test_yaml_keeps_norwegian_a_language():
 
 
 def test_emissions_are_grams_for_the_hub():
-    data = card_data(UNSUPERVISED).to_dict()["co2_eq_emissions"]
+    data = hub_metadata(UNSUPERVISED).to_dict()["co2_eq_emissions"]
     assert data["emissions"] == 123.456
     assert data["source"] == "codecarbon"
-    assert "co2_eq_emissions" not in card_data(SUPERVISED).to_dict()
+    assert "co2_eq_emissions" not in hub_metadata(SUPERVISED).to_dict()
 
 
 def prose(card: str) -> str:
@@ -182,7 +188,7 @@ def test_missing_facts_drop_their_sections():
 
 @pytest.mark.parametrize(
     "missing",
-    [name for name in CardFacts.__dataclass_fields__ if hasattr(BARE, name)],
+    [name for name in CardData.__dataclass_fields__ if hasattr(BARE, name)],
 )
 def test_without_any_single_fact_nothing_is_empty(missing):
     if missing in ("model_id", "pooling_mode", "dimensions", "max_seq_length"):

@@ -6,12 +6,13 @@ import threading
 
 import pytest
 import torch
-from conftest import WORDS, fails, tiny_backbone, tiny_tokenizer
+from helpers.checks import fails
+from helpers.tiny import WORDS, tiny_backbone, tiny_tokenizer
 from torch.nn.functional import normalize
 
 from simcse_trainer import SimCSE, SimCSEModel
-from simcse_trainer.inference import faiss_vectors, vectors
-from simcse_trainer.inference.vectors import STORAGES, Vectors
+from simcse_trainer.inference import index
+from simcse_trainer.inference.index import STORAGES, Vectors
 
 TEXTS = [" ".join(WORDS[(i * 5 + k * k) % 17] for k in range(1 + i % 7)) for i in range(40)]
 
@@ -50,8 +51,8 @@ def brute_force(queries, rows, top_k):
 @pytest.mark.parametrize("block", [1, 7, 2**24])
 @pytest.mark.parametrize("top_k", [1, 4, 100])
 def test_the_search_is_exact_whatever_the_blocks(monkeypatch, block, top_k):
-    monkeypatch.setattr(vectors, "_BLOCK_VALUES", block * 12)
-    monkeypatch.setattr(vectors, "_BLOCK_QUERIES", 2)
+    monkeypatch.setattr(index, "_BLOCK_VALUES", block * 12)
+    monkeypatch.setattr(index, "_BLOCK_QUERIES", 2)
     rows = normalize(torch.randn(33, 12), dim=1)
     queries = normalize(torch.randn(5, 12), dim=1)
     scores, found = Vectors.pack(rows).search(queries, top_k)
@@ -60,14 +61,14 @@ def test_the_search_is_exact_whatever_the_blocks(monkeypatch, block, top_k):
 
 
 def test_equal_scores_come_in_the_order_of_the_rows(monkeypatch):
-    monkeypatch.setattr(vectors, "_BLOCK_VALUES", 3 * 12)
+    monkeypatch.setattr(index, "_BLOCK_VALUES", 3 * 12)
     rows = normalize(torch.randn(1, 12), dim=1).expand(20, 12)
     assert Vectors.pack(rows).search(rows[:2], 20)[1].tolist() == [[*range(20)]] * 2
 
 
 def test_memory_follows_the_block_and_not_the_product(monkeypatch):
     """512 queries against 40,000 rows: all scores would be 82 MB, a block of them is 4 MiB."""
-    monkeypatch.setattr(vectors, "_BLOCK_VALUES", 2**20)
+    monkeypatch.setattr(index, "_BLOCK_VALUES", 2**20)
     rows = Vectors.pack(normalize(torch.randn(40_000, 16), dim=1))
     queries = normalize(torch.randn(512, 16), dim=1)
     largest = 0
@@ -290,7 +291,7 @@ def test_faiss_finds_the_same(tool, tmp_path, folder, fast):
     other.save_index(tmp_path / "index")
     again.load_index(tmp_path / "index")
     for one in (other, again):
-        assert isinstance(one.index.vectors, faiss_vectors.FaissVectors)
+        assert isinstance(one.index.vectors, index.FaissVectors)
         assert one.index.vectors.fast is fast
         found = one.search(TEXTS, threshold=0.5)
         for hits, wanted in zip(found, expected, strict=True):
@@ -298,7 +299,7 @@ def test_faiss_finds_the_same(tool, tmp_path, folder, fast):
 
 
 def test_faiss_is_only_used_where_asked_for_and_there(tool, monkeypatch):
-    monkeypatch.setattr(faiss_vectors, "find_spec", lambda name: None)
+    monkeypatch.setattr(index, "find_spec", lambda name: None)
     tool.build_index(TEXTS)
     assert isinstance(tool.index.vectors, Vectors)
     fails(lambda: tool.build_index(TEXTS, use_faiss=True), "Run: pip install faiss-cpu")

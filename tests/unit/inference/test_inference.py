@@ -6,11 +6,12 @@ import threading
 import numpy as np
 import pytest
 import torch
-from conftest import WORDS, fails, save_tiny, tiny_backbone, tiny_tokenizer
+from helpers.checks import fails
+from helpers.tiny import WORDS, save_tiny, tiny_backbone, tiny_tokenizer
 from torch.nn.functional import normalize
 
 from simcse_trainer import SimCSE, SimCSEModel
-from simcse_trainer.inference import encoder
+from simcse_trainer.inference import simcse as module
 from simcse_trainer.model.heads import ProjectionHead
 
 TEXTS = [" ".join(WORDS[(i * 5 + k * k) % 17] for k in range(1 + i % 7)) for i in range(40)]
@@ -92,7 +93,7 @@ def test_the_snippets_of_the_originals_readme(tool):
 
 
 def test_embeddings_are_the_models(tool, folder, monkeypatch):
-    monkeypatch.setattr(encoder, "_BLOCK_SENTENCES", 7)
+    monkeypatch.setattr(module, "_BLOCK_SENTENCES", 7)
     plain = SimCSEModel.from_pretrained(folder).encode(TEXTS)
     torch.testing.assert_close(tool.encode(TEXTS, normalize_to_unit=False), plain)
     unit = tool.encode(TEXTS, batch_size=3)

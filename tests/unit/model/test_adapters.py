@@ -6,14 +6,15 @@ import sys
 
 import pytest
 import torch
-from conftest import DECODERS, fails, save_tiny
+from helpers.checks import fails
+from helpers.tiny import DECODERS, save_tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from simcse_trainer import SimCSEModel
 from simcse_trainer.cli import main
-from simcse_trainer.model.adapters import base_of, lora_config
-from simcse_trainer.model.head_weights import TRAINING_HEADS
+from simcse_trainer.files import TRAINING_HEADS
+from simcse_trainer.model.lora import get_base_model, lora_config
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -42,7 +43,7 @@ def test_adapter_merged_and_memory_agree(family, bidirectional, tmp_path, senten
     plain = SimCSEModel.from_pretrained(source, bidirectional_attention=bidirectional)
     expected = model.encode(sentences)
     assert (expected - plain.encode(sentences)).abs().max() > 1e-2
-    before = {name: x.clone() for name, x in base_of(model.backbone).state_dict().items()}
+    before = {name: x.clone() for name, x in get_base_model(model.backbone).state_dict().items()}
     for form in ("adapter", "merged", "both"):
         folder = tmp_path / form
         model.save_pretrained(folder, lora_save=form)
@@ -56,7 +57,7 @@ def test_adapter_merged_and_memory_agree(family, bidirectional, tmp_path, senten
     beside = SimCSEModel.from_pretrained(tmp_path / "both/adapter").encode(sentences)
     torch.testing.assert_close(beside, expected, **CLOSE)
     # Merging leaves the model as it was, to the bit.
-    after = base_of(model.backbone).state_dict()
+    after = get_base_model(model.backbone).state_dict()
     assert all(torch.equal(x, after[name]) for name, x in before.items())
     assert torch.equal(model.encode(sentences), expected)
 
@@ -246,6 +247,7 @@ class TestMerge:
         assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.slow
 def test_no_peft_is_imported_without_an_adapter(tmp_path):
     source = save_tiny(tmp_path)
     code = (

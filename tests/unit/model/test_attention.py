@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from conftest import tiny_backbone
+from helpers.tiny import tiny_backbone
 
 from simcse_trainer import SimCSEModel
-from simcse_trainer.model.attention import packing_indices
-from simcse_trainer.model.batching import build_batch
+from simcse_trainer.model.packing import build_batch, packing_indices
 
 PACKED = ["bert", "roberta", "xlm-roberta", "distilbert", "electra", "modernbert"]
 PADDED = ["mpnet", "deberta-v2"]

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from conftest import DECODERS, fails, save_tiny, tiny_backbone, tiny_decoder_tokenizer
+from helpers.checks import fails
+from helpers.tiny import DECODERS, save_tiny, tiny_backbone, tiny_decoder_tokenizer
 from transformers import AutoConfig, AutoModel
 
 from simcse_trainer import SimCSEModel
-from simcse_trainer.model.batching import build_batch
 from simcse_trainer.model.decoders import is_decoder, looks_ahead
+from simcse_trainer.model.packing import build_batch
 
 
 def hidden_states(model: SimCSEModel, ids: list[int]) -> torch.Tensor:

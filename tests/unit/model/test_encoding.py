@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from conftest import WORDS, tiny_backbone, tiny_tokenizer
+from helpers.tiny import WORDS, tiny_backbone, tiny_tokenizer
 
 from simcse_trainer import SimCSEModel
 from simcse_trainer.model import encoding
-from simcse_trainer.model.batching import build_batch
+from simcse_trainer.model.packing import build_batch
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from simcse_trainer.model.batching import build_batch
     ],
 )
 def test_batches_keep_both_limits(lengths, sentences, tokens, expected):
-    found = encoding._cut(lengths, sentences, tokens)
+    found = encoding.cut_batches(lengths, sentences, tokens)
     assert [lengths[rows] for rows in found] == expected
 
 
@@ -34,7 +34,7 @@ def test_embeddings_are_those_of_one_forward_pass(padding_free, monkeypatch):
     )
     texts = [" ".join(WORDS[: 1 + i * 7 % 13]) for i in range(30)]
     batch = build_batch(
-        encoding.tokenize(model, texts), padding_free=padding_free, pad_token_id=model.pad_token_id
+        model.tokenize(texts), padding_free=padding_free, pad_token_id=model.pad_token_id
     )
     expected = model.eval()(**batch).embeddings
     monkeypatch.setattr(encoding, "_TOKENS_PER_CPU_THREAD", 32)

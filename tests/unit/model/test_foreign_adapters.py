@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
-    ROOT,
-    attempt,
-    fails,
-    run_command,
-    save_tiny,
-    tiny_config,
-    tiny_decoder_tokenizer,
-)
+from helpers import ROOT
+from helpers.checks import attempt, fails, run_command
+from helpers.tiny import save_tiny, tiny_config, tiny_decoder_tokenizer
 from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
@@ -160,7 +154,7 @@ def test_a_merged_adapter_computes_what_it_did_before(tmp_path, options, capsys)
 
 def test_a_merge_that_goes_wrong_is_not_kept(tmp_path, monkeypatch):
     """What was written is read again, and compared, before anything is said."""
-    from simcse_trainer.model import saving
+    from simcse_trainer.model.io import saving
 
     base = save_tiny(tmp_path / "base", "llama")
     save_adapter(tmp_path / "adapter", base)
@@ -324,7 +318,7 @@ def test_an_adapter_that_does_not_fit_its_base_is_one_line(tmp_path, change, cap
 
 @field("45e")
 def test_a_target_that_no_layer_has_is_refused(tmp_path):
-    from simcse_trainer.model.adapters import lora_config
+    from simcse_trainer.model.lora import lora_config
 
     base = save_tiny(tmp_path / "base", "llama")
     config = lora_config(r=2, target_modules=["q_proj", "nope"])

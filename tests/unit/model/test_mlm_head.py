@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import tiny_config
+from helpers.tiny import tiny_config
 from transformers import AutoModelForMaskedLM
 
 from simcse_trainer.errors import InputError
@@ -11,12 +11,12 @@ FAMILIES = ["bert", "roberta", "distilbert", "electra", "mpnet", "deberta-v2", "
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_head_equals_the_familys_own_model(family):
-    whole = AutoModelForMaskedLM.from_config(tiny_config(family)).eval()
+    complete = AutoModelForMaskedLM.from_config(tiny_config(family)).eval()
     ids = torch.randint(5, 60, (2, 7))
     with torch.no_grad():
-        expected = whole(input_ids=ids).logits
-        hidden = whole.base_model(input_ids=ids).last_hidden_state
-        found = MLMHead(whole)(hidden.flatten(0, 1))
+        expected = complete(input_ids=ids).logits
+        hidden = complete.base_model(input_ids=ids).last_hidden_state
+        found = MLMHead(complete)(hidden.flatten(0, 1))
     torch.testing.assert_close(found, expected.flatten(0, 1))
 
 

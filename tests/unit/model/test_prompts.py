@@ -4,12 +4,13 @@ import json
 
 import pytest
 import torch
-from conftest import fails, save_tiny, tiny_decoder_tokenizer, tiny_tokenizer
+from helpers.checks import fails
+from helpers.tiny import save_tiny, tiny_decoder_tokenizer, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Tokenizer, LlamaTokenizer, Qwen2Tokenizer
 
 from simcse_trainer import SimCSEModel
-from simcse_trainer.model.prompts import apply_prompt, prompt_of
+from simcse_trainer.model.tokenizer import apply_prompt, get_prompt
 
 PROMPT = 'This sentence: "{text}" means in one word: "'
 TEXTS = ["a man is eating", "a", "", "big small " * 30]
@@ -29,11 +30,11 @@ def trained(pre_tokenizer, special, **options):
     return {"vocab": learned["vocab"], "merges": [tuple(pair) for pair in learned["merges"]]}
 
 
-def bytes_of(family):
+def get_bytes(family):
     return family(**trained(pre_tokenizers.ByteLevel(add_prefix_space=False), ["<|endoftext|>"]))
 
 
-def pieces_of(family):
+def get_pieces(family):
     metaspace = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     special = ["<unk>", "<s>", "</s>"]
     learned = trained(metaspace, special, unk_token="<unk>", byte_fallback=True)
@@ -41,9 +42,9 @@ def pieces_of(family):
 
 
 TOKENIZERS = {
-    "bytes, Qwen": lambda: bytes_of(Qwen2Tokenizer),
-    "bytes, GPT-2": lambda: bytes_of(GPT2Tokenizer),
-    "pieces, Llama": lambda: pieces_of(LlamaTokenizer),
+    "bytes, Qwen": lambda: get_bytes(Qwen2Tokenizer),
+    "bytes, GPT-2": lambda: get_bytes(GPT2Tokenizer),
+    "pieces, Llama": lambda: get_pieces(LlamaTokenizer),
     "words, BERT": tiny_tokenizer,
     "words, decoder": tiny_decoder_tokenizer,
 }
@@ -57,7 +58,7 @@ def test_template_and_end_are_read_back_from_the_folder(kind, prompt, tmp_path):
     tokenizer = apply_prompt(plain, prompt, append_eos=True)
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    assert prompt_of(loaded) == prompt
+    assert get_prompt(loaded) == prompt
     for text in TEXTS:
         ids = tokenizer(text, truncation=True, max_length=36)["input_ids"]
         assert loaded(text, truncation=True, max_length=36)["input_ids"] == ids
@@ -76,7 +77,7 @@ def test_tokens_are_those_of_the_whole_text(kind, prompt):
 
 
 def test_a_text_that_is_cut_keeps_the_end_of_the_prompt():
-    tokenizer = apply_prompt(bytes_of(Qwen2Tokenizer), PROMPT, append_eos=True)
+    tokenizer = apply_prompt(get_bytes(Qwen2Tokenizer), PROMPT, append_eos=True)
     ids = tokenizer("a man is eating " * 20, truncation=True, max_length=32)["input_ids"]
     assert len(ids) == 32
     assert tokenizer.decode(ids).startswith('This sentence: "a man')

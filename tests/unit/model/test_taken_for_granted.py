@@ -4,16 +4,15 @@ import json
 
 import pytest
 import torch
-from conftest import (
-    attempt,
-    fails,
+from datasets import Dataset
+from helpers.checks import attempt, fails
+from helpers.tiny import (
     save_tiny,
     tiny_backbone,
     tiny_config,
     tiny_decoder_tokenizer,
     tiny_tokenizer,
 )
-from datasets import Dataset
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -23,7 +22,7 @@ from transformers import (
 )
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer, SimCSETrainingArguments
-from simcse_trainer.model.batching import build_batch
+from simcse_trainer.model.packing import build_batch
 
 field = pytest.mark.field
 TEXTS = ["a man is eating food", "the dog sleeps", "a", "big red cat runs on the small mat"]
@@ -51,13 +50,13 @@ def noise(folder, padding_free, **options):
     )
     embeddings, found = model.backbone.get_input_embeddings(), []
 
-    def look(module, inputs, output):
+    def probe(module, inputs, output):
         if getattr(module, "neftune_noise_alpha", None):
             clean = torch.nn.functional.embedding(inputs[0], module.weight)
             found.append(float((output - clean).abs().max()))
 
     def late(trainer):  # behind the hook that draws the noise
-        embeddings.register_forward_hook(look)
+        embeddings.register_forward_hook(probe)
 
     from transformers import TrainerCallback
 
@@ -160,14 +159,14 @@ def save_multimodal(folder, family):
 @pytest.mark.parametrize("family", ["gemma3", "mistral3", "llava"])
 def test_the_language_model_of_a_multimodal_one_is_a_backbone(tmp_path, family):
     name = save_multimodal(tmp_path / "base", family)
-    whole = AutoModel.from_pretrained(name).eval()
+    complete = AutoModel.from_pretrained(name).eval()
     found = []
     error = caught(lambda: found.append(SimCSEModel.from_pretrained(name, attention_dropout=0.1)))
     assert error is None, repr(error)
     model = found[0]
     ids = model.tokenizer(TEXTS[0])["input_ids"]
     with torch.no_grad():
-        expected = whole.language_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+        expected = complete.language_model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
     torch.testing.assert_close(model.encode(TEXTS)[0], expected, rtol=1e-4, atol=1e-4)
     train(model, tmp_path / "out").save_model()
     again = SimCSEModel.from_pretrained(tmp_path / "out")
@@ -176,7 +175,7 @@ def test_the_language_model_of_a_multimodal_one_is_a_backbone(tmp_path, family):
 
 @field("27b")
 def test_an_adapter_on_a_part_of_a_model_is_refused_and_the_advice_works(tmp_path):
-    from simcse_trainer.model.adapters import lora_config
+    from simcse_trainer.model.lora import lora_config
 
     name = save_multimodal(tmp_path / "base", "gemma3")
     error = caught(lambda: SimCSEModel.from_pretrained(name, lora=lora_config(r=2)))
@@ -283,7 +282,7 @@ def test_a_text_that_ends_with_a_special_token_is_given_no_second_one(tmp_path, 
 @field("27e")
 def test_an_adapter_on_resized_word_embeddings_is_refused_before_training(tmp_path):
     """Its file holds no word embeddings: the new rows would be other ones at the next load."""
-    from simcse_trainer.model.adapters import lora_config
+    from simcse_trainer.model.lora import lora_config
 
     name = save_tiny(tmp_path / "base")
     model = SimCSEModel.from_pretrained(name, pooling_mode="mean", lora=lora_config(r=2))

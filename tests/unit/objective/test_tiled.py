@@ -2,14 +2,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from simcse_trainer.objective.info_nce import find_false_negatives, info_nce
+from simcse_trainer.objective.loss import find_false_negatives, info_nce
 from simcse_trainer.objective.tiled import tiled_info_nce
 
 
 def batch(columns=2, rows=7, size=5, offset=0, dtype=torch.float64):
     """Anchors, candidates, and text ids with many equal ones."""
-    whole = torch.randn(rows, 4, dtype=dtype)
-    anchors = whole[offset : offset + size].clone().requires_grad_()
+    complete = torch.randn(rows, 4, dtype=dtype)
+    anchors = complete[offset : offset + size].clone().requires_grad_()
     candidates = torch.randn(columns, rows, 4, dtype=dtype, requires_grad=True)
     return anchors, candidates, torch.randint(0, 6, (1 + columns, rows))
 

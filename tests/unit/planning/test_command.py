@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import fails
+from helpers.checks import fails
 from typer.testing import CliRunner
 
 from simcse_trainer.cli import app

@@ -2,20 +2,27 @@
 
 import pytest
 import torch
-from conftest import ROOT, fails, tiny_backbone, tiny_tokenizer
-from published import PARAMETERS, PUBLISHED
+from helpers import ROOT
+from helpers.checks import fails
+from helpers.published import PARAMETERS, PUBLISHED
+from helpers.tiny import tiny_backbone, tiny_tokenizer
 from transformers import AutoConfig
 
 from simcse_trainer import SimCSEModel, SimCSETrainingArguments
 from simcse_trainer.arguments import ModelArguments
-from simcse_trainer.config import parse_for_another_machine
+from simcse_trainer.cli.config import parse_for_another_machine
+from simcse_trainer.cli.plan import plan_words
 from simcse_trainer.planning.fake_model import Source, read_source
-from simcse_trainer.planning.optimizers import state_bytes
-from simcse_trainer.planning.plan import Planner, Workload, make_chunk
-from simcse_trainer.planning.report import format_bytes, format_plan
-from simcse_trainer.planning.run import RESERVE, plan_arguments, plan_run
-from simcse_trainer.planning.step import Batch, Step
-from simcse_trainer.planning.tracking import MemoryTracker
+from simcse_trainer.planning.plan import (
+    RESERVE,
+    Planner,
+    Workload,
+    format_bytes,
+    format_plan,
+    make_chunk,
+    plan_run,
+)
+from simcse_trainer.planning.step import Batch, MemoryTracker, Step, state_bytes
 
 RECIPES = sorted(ROOT.glob("configs/*lora*.yaml"))
 
@@ -196,23 +203,24 @@ def test_optimizers():
     assert state_bytes("adafactor", parameters) == 4 * (64 + 64) + 4 * 8
 
 
+@pytest.mark.slow
 def test_what_to_change_where_it_does_not_fit(folder, tmp_path):
     words = ["--model_name_or_path", folder("bert", num_hidden_layers=1), "--bf16", "true"]
     words += ["--per_device_train_batch_size", "4", "--max_seq_length", "36"]
     words += ["--output_dir", str(tmp_path / "out")]
-    bare = plan_run(words, views=2)
+    bare = plan_words(words, views=2)
     assert bare.workload.gpu
     assert bare.choices == []
-    roomy = plan_run(words, views=2, memory=RESERVE[True] + bare.plan.peak)
+    roomy = plan_words(words, views=2, memory=RESERVE[True] + bare.plan.peak)
     assert roomy.fits
     assert "fits, also with the whole batch" in format_plan(roomy)
-    tight = plan_run(words, views=2, memory=RESERVE[True] + bare.plan.peak * 6 // 10)
+    tight = plan_words(words, views=2, memory=RESERVE[True] + bare.plan.peak * 6 // 10)
     assert not tight.fits
     options = [choice.options for choice in tight.choices]
     first = "--activation_checkpointing true"
     assert options[:3] == ["", first, f"{first} --use_lora true"]
     assert f"--mini_batch_size {tight.choices[0].chunk}:" in format_plan(tight)
-    none = plan_run(words, memory=RESERVE[True] + 10)
+    none = plan_words(words, memory=RESERVE[True] + 10)
     assert all(choice.chunk is None for choice in none.choices)
     assert "not enough" in format_plan(none)
     assert "3 texts a row are taken for granted" in format_plan(none)
@@ -220,14 +228,14 @@ def test_what_to_change_where_it_does_not_fit(folder, tmp_path):
 
 def test_errors(folder, tmp_path):
     words = ["--model_name_or_path", folder("bert"), "--max_seq_length", "12"]
-    fails(lambda: plan_run(words, tokens=13), "tokens is 13", "1 to 12")
+    fails(lambda: plan_words(words, tokens=13), "tokens is 13", "1 to 12")
     nowhere = ["--model_name_or_path", str(tmp_path / "nowhere")]
-    fails(lambda: plan_run(nowhere), "nowhere", "--backbone_config")
+    fails(lambda: plan_words(nowhere), "nowhere", "--backbone_config")
     adapter = tmp_path / "adapter"
     load(ModelArguments(words[1], **ADAPTED), arguments(tmp_path)).save_pretrained(adapter)
-    fails(lambda: plan_run(["--model_name_or_path", str(adapter)]), "is an adapter", words[1])
+    fails(lambda: plan_words(["--model_name_or_path", str(adapter)]), "is an adapter", words[1])
     config = str(tmp_path / "config.json")
-    assert plan_run([*nowhere, "--max_seq_length", "8"], backbone_config=config).plan.trained
+    assert plan_words([*nowhere, "--max_seq_length", "8"], backbone_config=config).plan.trained
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -239,10 +247,11 @@ def test_published_sizes(name, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.slow
 def test_recipes_state_the_memory_they_need(recipe):
     (model_args, data_args, args), on_cpu = parse_for_another_machine([str(recipe)])
     source = Source(AutoConfig.for_model(**PUBLISHED[model_args.model_name_or_path]))
-    run = plan_arguments(
+    run = plan_run(
         model_args,
         data_args,
         args,

@@ -1,0 +1,301 @@
+"""A model's embedding space, measured on scored pairs: all numbers of its report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.space import anisotropy, effective_rank, singular_values
+from simcse_trainer.evaluation.sts import evaluate_sts, get_scale
+from simcse_trainer.model.modeling import SimCSEModel
+from simcse_trainer.model.packing import build_batch
+
+if TYPE_CHECKING:
+    from simcse_trainer.model.modeling import SimCSEModel
+
+
+BANDS = 5
+_GRID = torch.linspace(-1, 1, 201, dtype=torch.float64)
+_BANDWIDTH = 0.03
+
+
+@dataclass(frozen=True)
+class EmbeddingSpaceStats:
+    """What was measured.
+
+    Attributes:
+        metrics: Of `evaluate_sts`: correlations, alignment, uniformity, anisotropy.
+        singular_values: Of all different sentences, the largest first.
+        effective_rank: The effective rank of the singular values.
+        dimensions: D, the size of an embedding.
+        densities: Per band of scores, from the lowest: of the cosines of its pairs at `grid`; empty
+            where the band has no pair.
+        pairs: Per band, how many.
+        grid: The cosines at which densities are given.
+        layers: Measure -> value after the embeddings and after each layer: `anisotropy` of all
+            tokens, and adjusted for it `intra_sentence_similarity` and, where a word is in several
+            sentences, `self_similarity`. Empty where the tokenizer knows no word.
+    """
+
+    metrics: Mapping[str, float]
+    singular_values: Sequence[float]
+    effective_rank: float
+    dimensions: int
+    densities: Sequence[Sequence[float]]
+    pairs: Sequence[int]
+    grid: Sequence[float]
+    layers: Mapping[str, Sequence[float]]
+
+
+def measure_space(
+    model: SimCSEModel,
+    tasks: Mapping[str, Any],
+    *,
+    batch_size: int = 128,
+    show_progress_bar: bool = False,
+) -> EmbeddingSpaceStats:
+    """Measure all of it; each different sentence is encoded once, and once more for the layers.
+
+    Args:
+        model: The model whose space is measured.
+        tasks: Name -> data set (or mapping of lists) of sentence1, sentence2, score.
+        batch_size: Sentences per forward pass.
+        show_progress_bar: Whether to show a progress bar on stderr.
+
+    Raises:
+        InputError: For the reasons of `SimCSEModel.encode`.
+    """
+    texts = different_sentences(tasks)
+    embeddings = F.normalize(
+        model.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar).double(),
+        dim=-1,
+    )
+    row = {text: number for number, text in enumerate(texts)}
+
+    def encode(given: Sequence[str]) -> Tensor:
+        return embeddings[torch.tensor([row[text] for text in given])]
+
+    cosines, bands = [], []
+    for task in tasks.values():
+        cosines.append((encode(task["sentence1"]) * encode(task["sentence2"])).sum(-1))
+        gold = torch.tensor(list(task["score"]), dtype=torch.float64)
+        bands.append(score_bands(gold, get_scale(task["score"]), BANDS))
+    by_band = [torch.cat(cosines)[torch.cat(bands) == band] for band in range(BANDS)]
+    sigma = singular_values(embeddings)
+    return EmbeddingSpaceStats(
+        metrics=evaluate_sts(encode, tasks),
+        singular_values=sigma.tolist(),
+        effective_rank=effective_rank(sigma),
+        dimensions=embeddings.shape[1],
+        densities=[
+            cosine_density(each, _GRID, _BANDWIDTH).tolist() if len(each) else []
+            for each in by_band
+        ],
+        pairs=[len(each) for each in by_band],
+        grid=_GRID.tolist(),
+        layers=_measure_layers(encode_tokens(model, texts, batch_size=batch_size)),
+    )
+
+
+def different_sentences(tasks: Mapping[str, Any]) -> list[str]:
+    """Of all tasks, each once."""
+    sides = [task[side] for task in tasks.values() for side in ("sentence1", "sentence2")]
+    return list(dict.fromkeys(text for side in sides for text in side))
+
+
+def band_labels(tasks: Mapping[str, Any]) -> list[str]:
+    """Each band's scores, such as "4–5", from the lowest; of scales that differ, shares in %."""
+    scales = {get_scale(task["score"]) for task in tasks.values()}
+    top, unit = (scales.pop(), "") if len(scales) == 1 else (100.0, " %")
+    return [
+        f"{low:g}–{high:g}{unit}"
+        for low, high in pairwise(top * b / BANDS for b in range(BANDS + 1))
+    ]
+
+
+def _measure_layers(tokens: TokenStates) -> dict[str, list[float]]:
+    if len(tokens.token_ids) < 2:
+        return {}
+    sentences = torch.arange(len(tokens.lengths)).repeat_interleave(tokens.lengths)
+    # A word's contexts are sentences: where one has it twice, the first time counts.
+    both = torch.stack([sentences, tokens.token_ids]).numpy()
+    first = torch.from_numpy(np.unique(both, axis=1, return_index=True)[1])
+    words = tokens.token_ids[first]
+    measures: dict[str, Callable[[Tensor], float]] = {
+        "anisotropy": anisotropy,
+        "intra_sentence_similarity": lambda states: intra_sentence_similarity(
+            states, tokens.lengths, adjusted=True
+        ),
+    }
+    # Of few sentences there may be no word that is in several.
+    if int(words.unique(return_counts=True)[1].max()) >= MIN_CONTEXTS:
+        measures["self_similarity"] = lambda states: self_similarity(
+            states[first], words, adjusted=True
+        )
+    return {name: [measure(s) for s in tokens.layers] for name, measure in measures.items()}
+
+
+# Ethayarajh 2019 leaves out words that are in fewer contexts.
+MIN_CONTEXTS = 5
+
+
+def self_similarity(
+    states: Tensor, words: Tensor, *, min_contexts: int = MIN_CONTEXTS, adjusted: bool = False
+) -> float:
+    """How alike one word's embeddings are in its different contexts, as a mean over words.
+
+    SelfSim(w) = 1 / (n^2 - n) sum_j sum_{k != j} cos(f(s_j, i_j), f(s_k, i_k)) over the n contexts
+    of w (definition 1). The sum is the squared length of the sum of the unit vectors less n, so
+    that it is linear in time.
+
+    Args:
+        states: [T, D] of one layer.
+        words: [T] integers, equal where the word is; once per sentence, as the definition has it.
+        min_contexts: Words with fewer are left out; at least 2.
+        adjusted: Subtract the layer's anisotropy, the mean cosine of all tokens: what is left is
+            due to the word (section "Adjusting for Anisotropy").
+
+    Raises:
+        InputError: No word is in so many contexts.
+    """
+    unit = F.normalize(states, dim=-1)
+    _, row, contexts = words.unique(return_inverse=True, return_counts=True)
+    sums = unit.new_zeros(len(contexts), unit.shape[1]).index_add_(0, row, unit)
+    frequent = contexts >= max(2, min_contexts)
+    if not frequent.any():
+        raise InputError(
+            f"self_similarity: no word is in {min_contexts} sentences or more. Give more sentences."
+        )
+    n = contexts[frequent].to(unit.dtype)
+    found = float(((sums[frequent].square().sum(-1) - n) / (n * (n - 1))).mean())
+    return found - anisotropy(states) if adjusted else found
+
+
+def intra_sentence_similarity(states: Tensor, lengths: Tensor, *, adjusted: bool = False) -> float:
+    """How close the tokens of a sentence are to its mean, as a mean over sentences.
+
+    IntraSim(s) = 1/n sum_i cos(s, f(s, i)) with s = 1/n sum_i f(s, i) (definition 2).
+
+    Args:
+        states: [T, D] of one layer.
+        lengths: [N] tokens of each sentence, at least 1; they sum to T.
+        adjusted: As `self_similarity` takes it.
+
+    Raises:
+        InputError: The lengths do not sum to T, or there is none.
+    """
+    if len(lengths) == 0 or int(lengths.sum()) != len(states):
+        raise InputError(
+            f"intra_sentence_similarity: {len(lengths)} lengths sum to {int(lengths.sum())}; "
+            f"expected the {len(states)} rows of states."
+        )
+    means = torch.segment_reduce(states, "mean", lengths=lengths)
+    each = means.repeat_interleave(lengths, dim=0, output_size=len(states))
+    cosines = F.cosine_similarity(states, each, dim=-1)
+    found = float(torch.segment_reduce(cosines, "mean", lengths=lengths).mean())
+    return found - anisotropy(states) if adjusted else found
+
+
+def score_bands(scores: Tensor, highest: float, count: int = 5) -> Tensor:
+    """The band of the scale that each gold score lies in.
+
+    Band b holds highest * b / count < score <= highest * (b + 1) / count, the lowest also 0; of
+    five bands the last is that of the pairs that `alignment` is taken of.
+
+    Args:
+        scores: [n], from 0 to `highest`.
+        highest: Where the scale ends.
+        count: Bands of one width.
+
+    Returns:
+        [n], integers from 0.
+    """
+    edges = highest * torch.arange(1, count, dtype=scores.dtype, device=scores.device) / count
+    return torch.bucketize(scores, edges)
+
+
+def cosine_density(cosines: Tensor, grid: Tensor, bandwidth: float) -> Tensor:
+    """Density of cosines, a kernel estimate of one width everywhere.
+
+    p(t) = 1/n sum_i N(t; c_i, h^2). A width that followed the data would show a narrow cone as
+    wide as an even space.
+
+    Args:
+        cosines: [n], n at least 1; NaN where it is 0.
+        grid: [G], the places t of the density.
+        bandwidth: h, the width of the kernel.
+
+    Returns:
+        [G].
+    """
+    distances = (grid[:, None] - cosines[None]) / bandwidth
+    kernel = distances.square().mul(-0.5).exp() / (bandwidth * math.sqrt(2 * math.pi))
+    return kernel.mean(1)
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """The T tokens of N sentences, one sentence after the other.
+
+    Attributes:
+        layers: [T, D] of the embedding output and of each layer; float32, on the CPU.
+        token_ids: [T], the id of each token.
+        lengths: [N], at least 1; they sum to T.
+    """
+
+    layers: list[Tensor]
+    token_ids: Tensor
+    lengths: Tensor
+
+
+@torch.no_grad()
+def encode_tokens(
+    model: SimCSEModel, sentences: Sequence[str], *, max_values: int = 2**28, batch_size: int = 128
+) -> TokenStates:
+    """The states of every layer, without special tokens: those are no words.
+
+    The model is in evaluation mode meanwhile. Sentences of which no token is left are left out.
+
+    Args:
+        model: The model whose space is measured.
+        sentences: Texts; those over `model.max_seq_length` tokens are cut.
+        max_values: Numbers to keep; of more sentences every n-th is taken, the same every time.
+        batch_size: Sentences per forward pass.
+    """
+    token_ids = model.tokenize(sentences)
+    per_token = (model.config.num_hidden_layers + 1) * model.config.hidden_size
+    fraction = min(1.0, max_values / (per_token * max(1, sum(map(len, token_ids)))))
+    kept = max(1, int(fraction * len(token_ids)))
+    token_ids = [token_ids[i * len(token_ids) // kept] for i in range(min(kept, len(token_ids)))]
+    token_ids.sort(key=len)
+    special = torch.tensor(sorted(set(getattr(model.tokenizer, "all_special_ids", []))))
+    was_training = model.training
+    model.eval()
+    ids, lengths, layers = [], [], []
+    try:
+        for start in range(0, len(token_ids), batch_size):
+            rows = token_ids[start : start + batch_size]
+            batch = build_batch(
+                rows, padding_free=model.padding_free, pad_token_id=model.pad_token_id
+            )
+            flat = torch.tensor([token for row in rows for token in row])
+            words = ~torch.isin(flat, special)
+            on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            layers.append([s.cpu()[words].float() for s in model.hidden_states(**on_device)])
+            ids.append(flat[words])
+            lengths += [int(part.sum()) for part in words.split([len(row) for row in rows])]
+    finally:
+        model.train(was_training)
+    counts = torch.tensor([length for length in lengths if length])
+    return TokenStates(
+        [torch.cat(layer) for layer in zip(*layers, strict=True)], torch.cat(ids), counts
+    )

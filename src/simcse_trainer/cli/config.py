@@ -1,0 +1,173 @@
+"""YAML and command line to the three argument classes.
+
+A YAML file becomes command-line tokens in front of the real ones, so that one parser checks types,
+choices and names of both, and the command line wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
+from simcse_trainer.errors import InputError
+
+USAGE = "train_simcse.py [CONFIG.yaml] [--option value ...]"
+
+
+class _Parser(HfArgumentParser):
+    """Raises instead of ending the process with the usage of 150 options."""
+
+    def error(self, message: str) -> NoReturn:
+        # argparse names every spelling: "argument --eval_steps/--eval-steps: ..."
+        raise InputError(re.sub(r"^argument (--\w+)(/[\w-]+)+", r"\1", message) + ".")
+
+
+def build_parser() -> HfArgumentParser:
+    """The parser of all options."""
+    classes: Any = (ModelArguments, DataArguments, SimCSETrainingArguments)
+    return _Parser(
+        classes,
+        prog="train_simcse.py",
+        usage=USAGE,
+        description="Train sentence embeddings with SimCSE.",
+        allow_abbrev=False,
+    )
+
+
+def parse_arguments(
+    argv: Sequence[str],
+) -> tuple[ModelArguments, DataArguments, SimCSETrainingArguments]:
+    """Parse `[CONFIG.yaml] [--option value ...]`.
+
+    Raises:
+        InputError: An unknown option, a value of the wrong type or not among the choices, a file
+            that is no YAML mapping; with the nearest valid name.
+    """
+    parser = build_parser()
+    model_args, data_args, training_args = _parse(parser, _all_tokens(argv, parser))
+    return model_args, data_args, training_args
+
+
+def parse_for_another_machine(
+    argv: Sequence[str],
+) -> tuple[tuple[ModelArguments, DataArguments, SimCSETrainingArguments], bool]:
+    """The options of a run that is not to start here: bf16 then needs no GPU that has it.
+
+    Returns:
+        What `parse_arguments` gives, but with `use_cpu`; and whether the run itself has it.
+
+    Raises:
+        InputError: For the reasons of `parse_arguments`.
+    """
+    parser = build_parser()
+    tokens = _all_tokens(argv, parser)
+    on_cpu = parser.parse_known_args(tokens)[0].use_cpu
+    model_args, data_args, training_args = _parse(parser, [*tokens, "--use_cpu=true"])
+    return (model_args, data_args, training_args), bool(on_cpu)
+
+
+def _all_tokens(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
+    """The file's, and behind them the command line's."""
+    tokens = list(argv)
+    if tokens and not tokens[0].startswith("-"):
+        path = Path(tokens.pop(0))
+        from_file = config_tokens(path, parser)
+        try:
+            _, leftover = parser.parse_known_args(from_file)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        if leftover:
+            raise InputError(f"{path}: found a list with '{leftover[0]}' where one value belongs.")
+        tokens = from_file + tokens
+    return tokens
+
+
+def config_tokens(path: Path, parser: HfArgumentParser) -> list[str]:
+    """The command-line tokens that say what a YAML file says.
+
+    Raises:
+        InputError: The file is missing, is no mapping of options, or has an unknown one.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
+    except FileNotFoundError:
+        raise InputError(f"Config file {path} does not exist. Usage: {USAGE}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Config file {path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise InputError(f"{path}{where}: not valid YAML: {reason}.") from None
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else type(content).__name__
+        raise InputError(f"{path}: expected `option: value` lines, found {found}.")
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
+    tokens: list[str] = []
+    for key, value in content.items():
+        if key not in known:
+            raise InputError(f"{path}: {_unknown(str(key), set(known))}")
+        if value is False and "no" in (known[key].choices or ()):
+            value = "no"  # YAML 1.1 reads a bare no as false
+        tokens += _tokens(str(key), value)
+    return tokens
+
+
+def _tokens(key: str, value: Any) -> list[str]:
+    if value is None or value == []:
+        return []
+    if isinstance(value, list):
+        return [f"--{key}", *(_scalar(item) for item in value)]
+    # `--key=value`, or a value such as -1 would be read as an option.
+    return [f"--{key}={_scalar(value)}"]
+
+
+def _scalar(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _parse(parser: HfArgumentParser, tokens: list[str]) -> tuple[Any, ...]:
+    try:
+        *parsed, unknown = parser.parse_args_into_dataclasses(
+            tokens, look_for_args_file=False, return_remaining_strings=True
+        )
+    except (ValueError, ImportError, OverflowError, TypeError) as error:
+        # transformers' own checks of its options raise these, over several lines.
+        raise InputError(" ".join(str(error).split())) from error
+    if unknown:
+        known = {option[2:] for action in parser._actions for option in action.option_strings}
+        name = unknown[0].split("=")[0]
+        if not name.startswith("--"):
+            raise InputError(f"'{name}' belongs to no option. Usage: {USAGE}")
+        raise InputError(_unknown(name[2:], known))
+    return tuple(parsed)
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean '{near[0]}'?" if near else "See train_simcse.py --help."
+    return f"unknown option '{name}'. {hint}"
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = str(self.construct_object(key_node, deep=True))
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"option '{key}' is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return {str(key): value for key, value in mapping.items()}

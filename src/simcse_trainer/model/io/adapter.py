@@ -1,0 +1,182 @@
+"""What a folder with an adapter says beside peft's files: which weights the adapter is for.
+
+The adapter stands in the folder's root, where sentence-transformers and `AutoModel` find it. They
+would put that of a decoder that attends to both sides on one that does not, and give other
+embeddings without a word. Such an adapter stands in `lora/` instead, and `modules.json` names a
+module that sentence-transformers refuses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from simcse_trainer.errors import InputError
+from simcse_trainer.files import (
+    ADAPTER_BASE,
+    ADAPTER_CONFIG,
+    CONFIG,
+    HIDDEN_ADAPTER,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+)
+from simcse_trainer.model.decoders import is_bidirectional
+from simcse_trainer.model.io.resolve import PACKAGED_MODELS, find_file, resolve_packaged
+from simcse_trainer.model.lora import get_base_model, save_adapter
+from simcse_trainer.model.quantization import quantization_bits
+
+
+@dataclass(frozen=True)
+class BaseWeights:
+    """What an adapter is trained on.
+
+    Attributes:
+        name: A folder, or a name on the Hub.
+        revision: Its revision on the Hub.
+        sha256: From `fingerprint`; None where it is not known.
+        bits: 4 or 8 where they are quantised.
+        bidirectional: A decoder that attends to both sides.
+    """
+
+    name: str
+    revision: str | None = None
+    sha256: str | None = None
+    bits: int | None = None
+    bidirectional: bool = False
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """Where an adapter is, and what it is for."""
+
+    base: BaseWeights
+    subfolder: str | None = None
+
+
+def describe_base(path: str, backbone: Any, hub: Mapping[str, Any]) -> BaseWeights:
+    """Of a backbone that has just been loaded from `path`."""
+    packaged = {resolve_packaged(name): one.hub_name for name, one in _installed().items()}
+    name = packaged.get(path) or (str(Path(path).resolve()) if Path(path).is_dir() else path)
+    return BaseWeights(
+        name,
+        hub.get("revision"),
+        fingerprint(path, **hub),
+        quantization_bits(backbone),
+        is_bidirectional(backbone.config),
+    )
+
+
+def find_base(base: BaseWeights) -> str:
+    """What to load the base from: a model that is installed as a package, else its name."""
+    return next(
+        (resolve_packaged(key) for key, one in _installed().items() if one.hub_name == base.name),
+        base.name,
+    )
+
+
+def check_base(base: BaseWeights, path: str, folder: str, hub: Mapping[str, Any]) -> None:
+    """Raise InputError where the weights at `path` are not those that the adapter is for."""
+    found = fingerprint(path, **hub) if base.sha256 else None
+    if found != base.sha256:
+        raise InputError(
+            f"The adapter in '{folder}' was trained on weights of '{base.name}' with the sha256 "
+            f"{base.sha256}; those of '{path}' have {found}. Use the base model as it was then: "
+            "its revision on the Hub, or your copy of it."
+        )
+
+
+def read_adapter(name_or_path: str, hub: Mapping[str, Any]) -> AdapterFolder | None:
+    """What a folder says of its adapter; None where it holds a whole model or none at all.
+
+    Raises:
+        InputError: The adapter does not say which model it is for.
+    """
+    if find_file(name_or_path, CONFIG, **hub) is not None:
+        return None
+    for subfolder in (None, HIDDEN_ADAPTER):
+        prefix = f"{subfolder}/" if subfolder else ""
+        config = find_file(name_or_path, prefix + ADAPTER_CONFIG, **hub)
+        if config is None:
+            continue
+        said = json.loads(config.read_text(encoding="utf-8"))
+        ours = find_file(name_or_path, ADAPTER_BASE, **hub)
+        if ours is not None:
+            return AdapterFolder(BaseWeights(**json.loads(ours.read_text("utf-8"))), subfolder)
+        name = said.get("base_model_name_or_path")
+        if not name:
+            raise InputError(
+                f"The adapter in '{name_or_path}' does not say which model it is for: expected "
+                f"base_model_name_or_path in its {ADAPTER_CONFIG}. Add it."
+            )
+        return AdapterFolder(BaseWeights(name, said.get("revision")), subfolder)
+    return None
+
+
+def write_adapter(
+    backbone: Any, folder: Path, state: Mapping[str, Tensor], base: BaseWeights | None
+) -> None:
+    """Write an adapter and what it is for.
+
+    Args:
+        backbone: The backbone with its adapter, a `PeftModel`.
+        folder: A folder that exists already.
+        state: The backbone's state dict.
+        base: From `describe_base`; without it the configuration's name is all that is known.
+    """
+    config = get_base_model(backbone).config
+    base = base or BaseWeights(
+        config._name_or_path,
+        bits=quantization_bits(backbone),
+        bidirectional=is_bidirectional(config),
+    )
+    target = folder / HIDDEN_ADAPTER if base.bidirectional else folder
+    save_adapter(backbone, target, state, base=base.name, revision=base.revision)
+    text = json.dumps(asdict(base), indent=2) + "\n"
+    (folder / ADAPTER_BASE).write_text(text, encoding="utf-8")
+
+
+def _installed() -> dict[str, Any]:
+    from importlib.util import find_spec
+
+    return {key: one for key, one in PACKAGED_MODELS.items() if find_spec(one.module)}
+
+
+def fingerprint(name_or_path: str, **hub: Any) -> str | None:
+    """SHA-256 of a model's weights: names, types, shapes and values, in whatever files.
+
+    Args:
+        name_or_path: A folder, or a name on the Hub.
+        hub: What the Hub is asked with: `revision` and `token`.
+
+    Returns:
+        Hexadecimal; None where the folder holds no safetensors.
+    """
+    # In the order of transformers, which asks for an index where there is no whole file.
+    files = [find_file(name_or_path, WEIGHTS, **hub)]
+    if files == [None] and (index := find_file(name_or_path, WEIGHTS_INDEX, **hub)) is not None:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = [find_file(name_or_path, name, **hub) for name in names]
+    found = [path for path in files if path is not None]
+    return _digest(found) if found and len(found) == len(files) else None
+
+
+def _digest(files: Sequence[Path]) -> str:
+    """One digest per tensor, put together in the order of their names."""
+    digests = {}
+    for path in files:
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                tensor = tensors.get_tensor(name)
+                kind = f"{name} {tensor.dtype} {list(tensor.shape)} "
+                content = tensor.reshape(-1).view(torch.uint8).numpy()
+                digests[name] = hashlib.sha256(content)
+                digests[name].update(kind.encode())
+    return hashlib.sha256(b"".join(digests[n].digest() for n in sorted(digests))).hexdigest()

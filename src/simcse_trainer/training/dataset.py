@@ -1,0 +1,285 @@
+"""Training data for the trainer: checked, tokenized, grouped, and put into batches."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch.utils.data import IterableDataset as TorchIterableDataset
+
+from simcse_trainer.arguments import SimCSETrainingArguments
+from simcse_trainer.data.augmentation import DISCRETE, DiscreteAugmentation
+from simcse_trainer.data.loading import check_format, prepare_dataset
+from simcse_trainer.data.schema import ANCHOR
+from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
+from simcse_trainer.errors import InputError
+from simcse_trainer.hub.run_info import Examples, take_examples
+from simcse_trainer.model.modeling import SimCSEModel
+from simcse_trainer.model.packing import build_batch
+from simcse_trainer.model.tokenizer import count_word_embeddings
+from simcse_trainer.training.validation import (
+    check_dropout,
+    check_size,
+    check_tokenized,
+    choose_head,
+    count_views,
+    warn_about_settings,
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on.
+
+    Attributes:
+        dataset: Has `input_ids`: V lists of token ids in every row.
+        views: V, the texts in a row.
+        examples: The first rows as texts, for the model card; in the first process.
+    """
+
+    dataset: Any
+    views: int
+    examples: Examples
+
+
+def prepare_training_data(
+    dataset: Any, model: SimCSEModel, args: SimCSETrainingArguments, num_proc: int | None
+) -> TrainingData:
+    """Check and tokenize data, and fit the model to what kind of data it is.
+
+    Args:
+        dataset: Of text columns, or of `input_ids`.
+        model: Its use of the head and its dropout are decided here.
+        args: The training options, `SimCSETrainingArguments`.
+        num_proc: Number of processes that tokenize.
+
+    Raises:
+        InputError: It cannot be trained on.
+    """
+    texts = dataset
+    dataset = tokenize_if_text(dataset, model, args, num_proc)
+    check_size(dataset, args)
+    dataset = group_by_length(dataset, args)
+    views = count_views(dataset)
+    examples = take_examples(texts, model) if args.should_save else Examples([], [])
+    set_up_augmentation(model, args, views)
+    if views == 1 and args.augmentation == "dropout":
+        check_dropout(model)
+    choose_head(model, views)
+    warn_about_settings(args, views)
+    if not isinstance(dataset, Dataset):
+        dataset = prepare_stream(dataset, args)
+    return TrainingData(dataset, views, examples)
+
+
+def tokenize_if_text(
+    dataset: Dataset | IterableDataset,
+    model: SimCSEModel,
+    args: SimCSETrainingArguments,
+    num_proc: int | None,
+) -> Dataset | IterableDataset:
+    """Text columns are checked and tokenized; what has `input_ids` is taken as it is."""
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise InputError(
+            f"train_dataset is a {type(dataset).__name__}; expected a datasets.Dataset, such as "
+            "Dataset.from_dict({'sent0': texts})."
+        )
+    check_format(dataset, source="train_dataset")
+    if INPUT_IDS in (dataset.column_names or next(iter(dataset), {})):
+        check_tokenized(dataset, model)
+        if args.augmentation in DISCRETE:
+            raise InputError(
+                f"augmentation is '{args.augmentation}', which changes words, but train_dataset "
+                f"is tokenized ('{INPUT_IDS}'). Pass its text column."
+            )
+        return dataset
+    if model.tokenizer is None:
+        raise InputError("train_dataset has text columns, but the model has no tokenizer.")
+    with args.main_process_first(desc="tokenization"):
+        return tokenize_dataset(
+            prepare_dataset(dataset),
+            model.tokenizer,
+            max_seq_length=model.max_seq_length,
+            vocab_size=count_word_embeddings(model.backbone),
+            num_proc=num_proc,
+            keep_texts=args.augmentation in DISCRETE,
+        )
+
+
+def group_by_length(dataset: Any, args: SimCSETrainingArguments) -> Any:
+    """Add the tokens of each row, by which `train_sampling_strategy group_by_length` groups.
+
+    transformers would take the number of texts in a row for its length.
+
+    Raises:
+        InputError: A stream, of which only the order can be taken.
+    """
+    if args.train_sampling_strategy == "random":
+        return dataset
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"train_sampling_strategy is {args.train_sampling_strategy}, but a stream comes in its "
+            "own order. Leave it out, or pass --streaming false."
+        )
+    column = str(args.length_column_name)
+    if args.train_sampling_strategy != "group_by_length" or column in dataset.column_names:
+        return dataset
+    lengths = [sum(map(len, views)) for views in dataset[INPUT_IDS]]
+    return dataset.add_column(column, lengths)
+
+
+def prepare_stream(dataset: IterableDataset, args: SimCSETrainingArguments) -> Any:
+    """Let each process read a stream by itself: batches differ in width between processes."""
+    accelerator_config: Any = args.accelerator_config
+    accelerator_config.dispatch_batches = False
+    return UnsplitStream(dataset) if args.world_size > 1 else dataset
+
+
+def set_up_augmentation(model: SimCSEModel, args: SimCSETrainingArguments, views: int) -> None:
+    """What tells the two views of a sentence apart; `none` switches the model's dropout off.
+
+    Raises:
+        InputError: The data has positives of its own.
+    """
+    if args.augmentation != "dropout" and views != 1:
+        raise InputError(
+            f"augmentation is '{args.augmentation}', which is for unsupervised data (one text "
+            f"column), but train_dataset has {views}. Leave it out, or pass one column: --columns "
+            "sent0"
+        )
+    model.dropout = args.augmentation != "none"
+    if not model.dropout:
+        logger.info(
+            "augmentation none: all dropout is off, so the two views of a sentence are identical "
+            "and training only drives different sentences apart."
+        )
+
+
+def build_collator(model: SimCSEModel, args: SimCSETrainingArguments) -> SimCSECollator:
+    """The collator for a model's batches, with the augmentation that changes texts."""
+    augmentation = None
+    if args.augmentation in DISCRETE and model.tokenizer is not None:
+        augmentation = DiscreteAugmentation(
+            args.augmentation,
+            args.augmentation_rate,
+            args.seed,
+            model.tokenizer,
+            model.max_seq_length,
+        )
+    return SimCSECollator(
+        model.pad_token_id,
+        model.padding_free,
+        grouped=args.device.type == "cpu" and model.use_cpu_kernels,
+        max_seq_length=model.max_seq_length,
+        vocab_size=count_word_embeddings(model.backbone),
+        augmentation=augmentation,
+    )
+
+
+class UnsplitStream(TorchIterableDataset):
+    """Hides the files of a stream, by which accelerate would split it among the processes.
+
+    Files are of different lengths: the processes would come to the end of a pass at different
+    steps, and wait for each other for ever. Each reads all rows instead, and takes its own of each
+    batch.
+
+    Args:
+        dataset: The stream of rows, as loaded.
+    """
+
+    def __init__(self, dataset: IterableDataset):
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Any]:
+        """All rows of a pass."""
+        return iter(self.dataset)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the pass: each has an order of its own."""
+        self.dataset.set_epoch(epoch)
+
+    def take(self, count: int) -> IterableDataset:
+        """Return the first rows."""
+        return self.dataset.take(count)
+
+
+@dataclass(frozen=True)
+class SimCSECollator:
+    """Makes batches of B examples with V views each, view-major: all anchors, all positives, ...
+
+    An example of one sentence becomes two views of it: dropout tells them apart, or the second is
+    a changed copy.
+
+    Attributes:
+        pad_token_id: The id that fills padded batches.
+        padding_free: Pack the batch instead of padding it.
+        grouped: Pack it for a CPU that trains; see `build_batch`.
+        max_seq_length: A text of more tokens is refused; None: not looked at.
+        vocab_size: So is a token id of this or above, which has no embedding.
+        augmentation: From the texts of a batch to token ids of changed copies, such as a
+            `DiscreteAugmentation`.
+    """
+
+    pad_token_id: int
+    padding_free: bool = True
+    grouped: bool = False
+    max_seq_length: int | None = None
+    vocab_size: int | None = None
+    augmentation: Callable[[Sequence[str]], list[list[int]]] | None = None
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Build the inputs of `SimCSEModel.forward`, and `text_ids`.
+
+        Args:
+            examples: Each with `input_ids`: V lists of token ids, or one for unsupervised SimCSE;
+                for augmentation also the text `sent0`.
+
+        Raises:
+            InputError: Token ids that no check has seen, as those of a stream, do not fit.
+
+        Returns:
+            What `build_batch` makes of the V * B sentences, and `text_ids` [V, B]: equal
+            texts, equal integers, in every process.
+        """
+        views = list(zip(*(example[INPUT_IDS] for example in examples), strict=True))
+        if len(views) == 1 and self.augmentation:
+            views.append(tuple(self.augmentation([example[ANCHOR] for example in examples])))
+        elif len(views) == 1:
+            views *= 2
+        self._check(views)
+        identities = [[_identify(ids) for ids in view] for view in views]
+        batch = build_batch(
+            [ids for view in views for ids in view],
+            padding_free=self.padding_free,
+            pad_token_id=self.pad_token_id,
+            grouped=self.grouped,
+        )
+        return {**batch, "text_ids": torch.tensor(identities)}
+
+    def _check(self, views: Sequence[Sequence[Sequence[int]]]) -> None:
+        lengths = [len(ids) for view in views for ids in view]
+        most = self.max_seq_length or max(lengths)
+        if min(lengths) < 1 or max(lengths) > most:
+            raise InputError(
+                f"train_dataset: a row of '{INPUT_IDS}' has {min(lengths)} to {max(lengths)} "
+                f"tokens in a text; expected 1 to {most}."
+            )
+        highest = max(max(ids) for view in views for ids in view)
+        if self.vocab_size is not None and highest >= self.vocab_size:
+            raise InputError(
+                f"train_dataset: a row of '{INPUT_IDS}' has the token id {highest}; expected 0 to "
+                f"{self.vocab_size - 1}: the model has no other word embeddings."
+            )
+
+
+def _identify(ids: Sequence[int]) -> int:
+    digest = blake2b(array("l", ids).tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

@@ -1,0 +1,250 @@
+"""From options to a trained, evaluated and saved model: the one place where all parts meet."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import TrainerCallback, set_seed
+
+from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
+from simcse_trainer.data.loading import load_training_data
+from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.sts import TASKS, load_sts_tasks
+from simcse_trainer.files import CARD, RESULTS, STATE, TRAINING_ARGS, TRAINING_CURVE
+from simcse_trainer.hub.card_data import EvaluatedOn
+from simcse_trainer.hub.run_info import RunInfo, changed_options
+from simcse_trainer.model.io.checkpoints import read_checkpoint
+from simcse_trainer.model.modeling import SimCSEModel
+from simcse_trainer.training.callbacks import HubCheckpointCallback
+from simcse_trainer.training.output_dir import check_output_dir
+from simcse_trainer.training.processes import check_processes
+from simcse_trainer.training.resume import find_resume_checkpoint
+from simcse_trainer.training.run_lock import hold_folder
+from simcse_trainer.training.summary import ModelEvaluation, evaluate_model, format_summary
+from simcse_trainer.training.trainer import SimCSETrainer
+
+logger = logging.getLogger(__name__)
+
+
+def run_training(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: SimCSETrainingArguments,
+    *,
+    command: Sequence[str] = (),
+) -> SimCSETrainer:
+    """Train, evaluate before and after, save, and print the summary.
+
+    A run that SIGTERM interrupts ends with its checkpoint: see `SimCSETrainer.interrupted`.
+
+    Args:
+        model_args: The options of the model, `ModelArguments`.
+        data_args: The options of the data, `DataArguments`.
+        args: The training options, `SimCSETrainingArguments`.
+        command: The words of the command line, for the model card.
+
+    Raises:
+        InputError: The options, the data or the model cannot be used.
+    """
+    _set_up_logging(args)
+    check_processes(args.world_size)
+    folder = Path(str(args.output_dir))
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output_dir {folder} is a file; pass the name of a folder.")
+    with hold_folder(folder) if args.process_index == 0 else nullcontext():
+        return _run(model_args, data_args, args, command)
+
+
+def _run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: SimCSETrainingArguments,
+    command: Sequence[str],
+) -> SimCSETrainer:
+    folder = Path(str(args.output_dir))
+    checkpoint = find_resume_checkpoint(args.resume_from_checkpoint, folder, hub=args)
+    _check_output_dir(args, folder, checkpoint)
+    # The final model gets its last scores and its card before it is pushed, below.
+    hub = HubCheckpointCallback(args, pushes_final_model=False) if args.push_to_hub else None
+    set_seed(args.seed)
+    if data_args.neighbor_queries and not data_args.eval_tasks:
+        raise InputError("neighbor_queries are searched in the evaluation data; pass --eval_tasks.")
+    tasks = load_sts_tasks(
+        data_args.eval_tasks, split=data_args.eval_split, data_dir=data_args.sts_data_dir
+    )
+    train_dataset = _load_train_dataset(data_args, args.data_seed or args.seed)
+    model = _load_model(model_args, args)
+    trainer = _build_trainer(
+        model,
+        args,
+        train_dataset,
+        tasks or None,
+        preprocessing_num_workers=data_args.preprocessing_num_workers,
+        callbacks=[hub] if hub else None,
+    )
+    _describe_run(trainer.run_info, model_args, data_args, command)
+    evaluate = partial(evaluate_model, trainer.encode, tasks, data_args.neighbor_queries)
+    model.to(args.device)
+    before = evaluate()
+    trainer.run_info.before = before.metrics
+    result = _train(trainer, checkpoint)
+    if not trainer.interrupted:
+        trainer.save_model()
+        after = evaluate()
+        trainer.run_info.after = after.metrics
+        _save_results(trainer, result, after)
+        if trainer.is_world_process_zero():
+            print("\n" + format_summary(before, after, folder, trainer.state.global_step))
+            if hub:
+                hub.push_folder(folder)
+    if hub:
+        hub.finish()
+    return trainer
+
+
+def _save_results(trainer: SimCSETrainer, result: Any, after: ModelEvaluation) -> None:
+    trainer.save_metrics("train", result.metrics)
+    if after.scores:
+        metrics = {f"eval_{name}": value for name, value in after.metrics.items()}
+        trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    trainer.create_model_card()
+
+
+def _set_up_logging(args: SimCSETrainingArguments) -> None:
+    level = args.get_process_log_level()
+    transformers.utils.logging.set_verbosity(level)
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    if args.log_level == "passive":  # not set: say what was chosen, once
+        level = logging.INFO if args.process_index == 0 else logging.WARNING
+    logging.getLogger("simcse_trainer").setLevel(level)
+
+
+def _check_output_dir(args: SimCSETrainingArguments, folder: Path, checkpoint: Path | None) -> None:
+    """Refuse other work in `output_dir` before minutes of preparation; `train` looks again."""
+    if args.process_index or args.overwrite_output_dir:
+        return
+    run = read_checkpoint(checkpoint).run if checkpoint else ""
+    check_output_dir(
+        folder,
+        [CARD, TRAINING_CURVE, TRAINING_ARGS, STATE, *RESULTS],
+        run=run,
+        resumed=checkpoint is not None,
+        overwrite=False,
+        set_aside=checkpoint is not None and not run,
+    )
+
+
+def _build_trainer(*args: Any, **kwargs: Any) -> SimCSETrainer:
+    try:
+        return SimCSETrainer(*args, **kwargs)
+    except (ValueError, ImportError, RuntimeError, TypeError) as error:
+        raise _explain(error) from error
+
+
+def _explain(error: Exception) -> Exception:
+    """What libraries refuse is the user's to put right; an error of our own keeps its traceback."""
+    if isinstance(error, InputError) or not _is_raised_by(error, _CHECKING):
+        return error
+    return InputError(f"These options do not go together: {error}")
+
+
+# They look at combinations of options, and for libraries that are missing.
+_CHECKING = ("transformers", "accelerate", "torch.optim", "bitsandbytes")
+
+
+def _is_raised_by(error: BaseException, packages: tuple[str, ...]) -> bool:
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    name = place.tb_frame.f_globals.get("__name__", "") if place is not None else ""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+class _Begun(TrainerCallback):
+    """Whether all that training needs could be made of the options."""
+
+    def __init__(self) -> None:
+        self.happened = False
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.happened = True
+
+
+def _train(trainer: SimCSETrainer, checkpoint: Path | None) -> Any:
+    begun = _Begun()
+    trainer.add_callback(begun)
+    try:
+        return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except (ValueError, ImportError, TypeError, OverflowError) as error:
+        # Optimizer, schedule and batches are made first, by libraries that look at options then.
+        if begun.happened:
+            raise
+        raise _explain(error) from error
+
+
+def _load_train_dataset(data_args: DataArguments, seed: int) -> Any:
+    dataset: Any = load_training_data(
+        data_args.train_file,
+        dataset_name=data_args.dataset_name,
+        dataset_config_name=data_args.dataset_config_name,
+        dataset_split=data_args.dataset_split,
+        columns=data_args.columns or None,
+        nli_triplets=data_args.nli_triplets,
+        drop_invalid_rows=data_args.drop_invalid_rows,
+        streaming=data_args.streaming,
+    )
+    if data_args.streaming and data_args.shuffle_buffer_size:
+        # A corpus in order would have neighbours, often of one topic, as all the negatives.
+        return dataset.shuffle(seed=seed, buffer_size=data_args.shuffle_buffer_size)
+    return dataset
+
+
+def _load_model(model_args: ModelArguments, args: SimCSETrainingArguments) -> SimCSEModel:
+    return SimCSEModel.from_pretrained(
+        model_args.model_name_or_path,
+        revision=model_args.model_revision,
+        base_model=model_args.base_model,
+        normalize_embeddings=model_args.normalize_embeddings,
+        pooling_mode=model_args.pooling_mode,
+        projection_head=model_args.projection_head,
+        mlp_only_train=model_args.mlp_only_train,
+        max_seq_length=model_args.max_seq_length,
+        padding_free=model_args.padding_free,
+        prompt=model_args.prompt,
+        append_eos_token=model_args.append_eos_token,
+        bidirectional_attention=model_args.bidirectional_attention,
+        attention_dropout=model_args.attention_dropout,
+        attn_implementation=model_args.attn_implementation,
+        dtype=model_args.weights_dtype,
+        lora=model_args.new_adapter(),
+        load_in_4bit=model_args.load_in_4bit or None,
+        load_in_8bit=model_args.load_in_8bit or None,
+        device=args.device,
+        trust_remote_code=model_args.trust_remote_code,
+        mlm_head=args.mlm_weight > 0,
+    )
+
+
+def _describe_run(
+    info: RunInfo, model_args: ModelArguments, data_args: DataArguments, command: Sequence[str]
+) -> None:
+    """Say what only the options tell, for the model card."""
+    name = data_args.dataset_name
+    on_hub = bool(name) and not Path(str(name)).exists()
+    info.evaluated_on = {
+        task: EvaluatedOn(TASKS[task].dataset, TASKS[task].config or "", data_args.eval_split)
+        for task in data_args.eval_tasks
+        if task in TASKS
+    }
+    info.model_name = model_args.model_name_or_path
+    info.datasets = [str(name)] if on_hub else []
+    info.files = [*data_args.train_file, *([str(name)] if name and not on_hub else [])]
+    info.options = changed_options(model_args) | changed_options(data_args)
+    info.command = command

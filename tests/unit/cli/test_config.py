@@ -1,0 +1,132 @@
+"""YAML and command line: one parser, types checked, the command line wins, errors in one line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+
+from simcse_trainer import InputError
+from simcse_trainer.cli.config import build_parser, config_tokens, parse_arguments
+
+RECIPES = sorted(ROOT.glob("configs/*.yaml"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "run.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_yaml_values_get_the_types_of_their_options(config):
+    model, data, training = parse_arguments(
+        [
+            config(
+                "learning_rate: 1e-4\nnum_train_epochs: 2\npadding_free: false\n"
+                "train_file: [a.csv, 'b c.csv']\nhard_negative_weight: -0.5\nmodel_revision:\n"
+                "augmentation: word_deletion\naugmentation_rate: 2e-1\n"
+            ),
+            "--use_cpu=true",
+        ]
+    )
+    assert training.learning_rate == pytest.approx(1e-4)
+    assert training.num_train_epochs == 2.0
+    assert training.hard_negative_weight == -0.5
+    assert (training.augmentation, training.augmentation_rate) == ("word_deletion", 0.2)
+    assert model.padding_free is False
+    assert model.model_revision is None
+    assert data.train_file == ["a.csv", "b c.csv"]
+
+
+def test_the_command_line_wins(config):
+    path = config("learning_rate: 1e-4\ntemperature: 0.1\npadding_free: true\n")
+    model, _, training = parse_arguments(
+        [path, "--learning_rate", "3e-5", "--padding_free", "false", "--use_cpu"]
+    )
+    assert training.learning_rate == pytest.approx(3e-5)
+    assert training.temperature == pytest.approx(0.1)
+    assert model.padding_free is False
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lerning_rate: 1", r"unknown option 'lerning_rate'\. Did you mean 'learning_rate'\?"),
+        ("learning_rate: fast", r"run\.yaml: --learning_rate: invalid float.*'fast'"),
+        ("pooling_mode: median", r"run\.yaml: --pooling_mode: invalid choice: 'median'.*'cls'"),
+        ("augmentation: cut", r"--augmentation: invalid choice: 'cut'.*'word_deletion'"),
+        ("augmentation_rate: 10%", r"--augmentation_rate: invalid float.*'10%'"),
+        ("padding_free: maybe", r"--padding_free.*maybe"),
+        ("num_train_epochs: [1, 2]", r"run\.yaml: found a list with '2' where one value belongs"),
+        ("temperature: 0", r"temperature is 0\.0; expected more than 0"),
+        ("per_device_train_batch_size: 1", r"per_device_train_batch_size is 1; expected 2 or more"),
+        ("temperature: 0.1\ntemperature: 0.2", r"line 2.*'temperature' is given twice"),
+        ("a: [", r"line 1: not valid YAML"),
+        ("- a\n- b", r"expected `option: value` lines, found list"),
+        ("", r"found nothing"),
+        ("eval_strategy: steps\nload_best_model_at_end: true\nsave_strategy: epoch", r"strategy"),
+    ],
+)
+def test_errors_of_a_file_are_one_line(config, text, message):
+    with pytest.raises(InputError, match=message) as caught:
+        parse_arguments([config(text), "--use_cpu"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--temprature", "1"], r"unknown option 'temprature'\. Did you mean 'temperature'\?"),
+        (["--temp", "0.1"], r"unknown option 'temp'"),
+        (["--temperature"], r"--temperature: expected one argument"),
+        (["no_such.yaml"], r"no_such\.yaml does not exist.*Usage: train_simcse\.py"),
+        (["--temperature", "0.1", "stray"], r"'stray' belongs to no option"),
+    ],
+)
+def test_errors_of_the_command_line(argv, message):
+    with pytest.raises(InputError, match=message):
+        parse_arguments(argv)
+
+
+def test_a_folder_in_place_of_a_config(tmp_path):
+    with pytest.raises(InputError, match="cannot be read"):
+        parse_arguments([str(tmp_path)])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_parses_and_every_key_arrives(recipe: Path):
+    content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    # bf16 is refused where there is no GPU that has it: its being parsed is checked all the same.
+    parsed = parse_arguments([str(recipe), "--bf16", "false", "--use_cpu", "true"])
+    for key, value in content.items():
+        holder = next(part for part in parsed if hasattr(part, key))
+        found = getattr(holder, key)
+        if key in ("bf16", "report_to"):  # overridden above; "none" becomes an empty list
+            continue
+        if isinstance(found, list):
+            assert found == (value if isinstance(value, list) else [value])
+        elif isinstance(found, float):
+            assert found == float(value)
+        else:
+            assert str(found).lower() in (
+                str(value).lower(),
+                f"{type(found).__name__}.{value}".lower(),
+            )
+
+
+def test_the_recipes_are_those_of_the_paper():
+    names = {path.stem for path in RECIPES}
+    backbones = ["bert_base", "bert_large", "roberta_base", "roberta_large"]
+    expected = {f"{kind}_{name}" for kind in ("unsup", "sup") for name in backbones}
+    assert expected | {"quickstart", "sup_klue_roberta_base_ko"} <= names
+    for path in RECIPES:
+        assert config_tokens(path, build_parser())
+
+
+def test_every_option_has_a_help_text():
+    for action in build_parser()._actions:
+        assert action.help, action.dest
