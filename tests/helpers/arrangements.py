@@ -26,7 +26,7 @@ from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
 from simcse_trainer.model.heads import MLMHead, ProjectionHead
 from simcse_trainer.model.io.checkpoints import validate_checkpoint
 from simcse_trainer.model.lora import add_adapter, get_base_model, lora_config
-from simcse_trainer.model.packing import split_batch
+from simcse_trainer.model.packing import plan_chunks, split_batch
 from simcse_trainer.objective.mlm import MaskedTokens
 from simcse_trainer.training.dataset import SimCSECollator
 
@@ -185,9 +185,13 @@ def sharded(rank: int, world: int, port: int) -> None:
 def one_graph(trainer: SimCSETrainer, rows: list, size: int) -> tuple:
     """The chunks of GradCache without its trick: one graph holds them all."""
     model = trainer.model.train()
-    features, text_ids = trainer.mlm.split_inputs(trainer.data_collator(rows))
+    inputs = trainer.data_collator(rows)
+    features, text_ids = trainer.mlm.split_inputs(inputs)
     torch.manual_seed(1)
-    chunks = split_batch(features, size)
+    packed = "lengths" in inputs
+    lengths = inputs["lengths"] if packed else inputs["attention_mask"].sum(1)
+    form = {"padding_free": packed, "grouped": "group_shapes" in inputs}
+    chunks = split_batch(features, plan_chunks(lengths.tolist(), size, **form))
     states, embeddings = [], []
     for chunk in chunks:
         states.append(torch.get_rng_state())
@@ -195,7 +199,7 @@ def one_graph(trainer: SimCSETrainer, rows: list, size: int) -> tuple:
         embeddings.append(model(**plain).embeddings)
     loss = trainer.objective(torch.cat(embeddings).unflatten(0, text_ids.shape), text_ids)
     if trainer.args.mlm_weight:
-        shares = trainer.count_masked(chunks)
+        shares = trainer.mlm.count_masked(chunks)
         for chunk, state, (count, total) in zip(chunks, states, shares, strict=True):
             torch.set_rng_state(state)
             loss = loss + trainer.args.mlm_weight * model(**chunk).mlm_loss * count / total

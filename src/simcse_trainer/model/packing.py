@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,38 +42,62 @@ def build_batch(
     }
 
 
-def split_batch(batch: dict[str, Any], size: int) -> list[dict[str, Any]]:
-    """The same batch in chunks of at most `size` sentences, each as short as its own sentences.
+def plan_chunks(
+    lengths: Sequence[int], size: int, *, padding_free: bool, grouped: bool = False
+) -> list[dict[str, Any]]:
+    """Plan a batch in chunks of at most `size` sentences, each as short as its own sentences.
+
+    Made on the CPU, from numbers that are there anyway: nothing has to be read from a device.
+
+    Args:
+        lengths: Tokens of each of the batch's N sentences.
+        size: Sentences per chunk, at most.
+        padding_free: As for `build_batch`.
+        grouped: As for `build_batch`.
+
+    Returns:
+        For each chunk `sentences`, `tokens` (from, to) and `longest`; of a packed batch also
+        `indices`: what `build_batch` gives beside the tokens.
+    """
+    make_indices = grouped_packing_indices if grouped else packing_indices
+    chunks, token = [], 0
+    for start in range(0, len(lengths), size):
+        own = list(lengths[start : start + size])
+        chunk: dict[str, Any] = {
+            "sentences": (start, start + len(own)),
+            "tokens": (token, token + sum(own)),
+            "longest": max(own),
+        }
+        if padding_free:
+            part = torch.tensor(own)
+            chunk["indices"] = {"lengths": part, **make_indices(part)}
+        chunks.append(chunk)
+        token += sum(own)
+    return chunks
+
+
+def split_batch(batch: dict[str, Any], chunks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Cut a batch into chunks.
 
     Args:
         batch: From `build_batch`; tensors shaped as `input_ids` may be beside it (masked tokens).
-        size: Sentences per chunk, at most.
+        chunks: From `plan_chunks`, on the batch's device.
 
     Returns:
         Batches of the same form, in order.
     """
+    shape = batch["input_ids"].shape
+    tokens = {n: x for n, x in batch.items() if getattr(x, "shape", None) == shape}
     if "attention_mask" in batch:
-        return [_trim(batch, start, size) for start in range(0, len(batch["attention_mask"]), size)]
-    lengths = batch["lengths"].split(size)
-    tokens = [int(part.sum()) for part in lengths]
-    flat = {
-        name: x[0].split(tokens)
-        for name, x in batch.items()
-        if getattr(x, "shape", None) == batch["input_ids"].shape
-        and name != "position_ids"  # counted anew below
-    }
-    make_indices = grouped_packing_indices if "group_shapes" in batch else packing_indices
+        return [
+            {n: x[slice(*one["sentences"]), : one["longest"]] for n, x in tokens.items()}
+            for one in chunks
+        ]
+    tokens.pop("position_ids", None)  # counted anew
     return [
-        {name: parts[i][None] for name, parts in flat.items()}
-        | {"lengths": part, **make_indices(part)}
-        for i, part in enumerate(lengths)
+        {n: x[:, slice(*one["tokens"])] for n, x in tokens.items()} | dict(one["indices"])
+        for one in chunks
     ]
-
-
-def _trim(batch: dict[str, Any], start: int, size: int) -> dict[str, Any]:
-    rows = {name: x[start : start + size] for name, x in batch.items()}
-    longest = int(rows["attention_mask"].sum(1).max())
-    return {name: x[:, :longest] for name, x in rows.items()}
 
 
 # More groups hold less padding and take more calls: one more is worth it where it saves this share

@@ -21,7 +21,7 @@ from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
 from simcse_trainer.errors import InputError
 from simcse_trainer.hub.run_info import Examples, take_examples
 from simcse_trainer.model.modeling import SimCSEModel
-from simcse_trainer.model.packing import build_batch
+from simcse_trainer.model.packing import build_batch, plan_chunks
 from simcse_trainer.model.tokenizer import count_word_embeddings
 from simcse_trainer.training.validation import (
     check_dropout,
@@ -181,6 +181,8 @@ def build_collator(model: SimCSEModel, args: SimCSETrainingArguments) -> SimCSEC
         max_seq_length=model.max_seq_length,
         vocab_size=count_word_embeddings(model.backbone),
         augmentation=augmentation,
+        chunk_size=args.chunk_size,
+        keep_lengths=args.mini_batch_size is not None,
     )
 
 
@@ -226,6 +228,8 @@ class SimCSECollator:
         vocab_size: So is a token id of this or above, which has no embedding.
         augmentation: From the texts of a batch to token ids of changed copies, such as a
             `DiscreteAugmentation`.
+        chunk_size: Sentences per chunk, whose indices are made here too; None: no chunks.
+        keep_lengths: Also give what chunks of another size would be made of.
     """
 
     pad_token_id: int
@@ -234,6 +238,8 @@ class SimCSECollator:
     max_seq_length: int | None = None
     vocab_size: int | None = None
     augmentation: Callable[[Sequence[str]], list[list[int]]] | None = None
+    chunk_size: int | None = None
+    keep_lengths: bool = False
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Build the inputs of `SimCSEModel.forward`, and `text_ids`.
@@ -247,7 +253,8 @@ class SimCSECollator:
 
         Returns:
             What `build_batch` makes of the V * B sentences, and `text_ids` [V, B]: equal
-            texts, equal integers, in every process.
+            texts, equal integers, in every process. In chunks also `chunks` of `plan_chunks`, and
+            `sentence_lengths`.
         """
         views = list(zip(*(example[INPUT_IDS] for example in examples), strict=True))
         if len(views) == 1 and self.augmentation:
@@ -256,12 +263,14 @@ class SimCSECollator:
             views *= 2
         self._check(views)
         identities = [[_identify(ids) for ids in view] for view in views]
-        batch = build_batch(
-            [ids for view in views for ids in view],
-            padding_free=self.padding_free,
-            pad_token_id=self.pad_token_id,
-            grouped=self.grouped,
-        )
+        sentences = [ids for view in views for ids in view]
+        form: dict[str, bool] = {"padding_free": self.padding_free, "grouped": self.grouped}
+        batch = build_batch(sentences, pad_token_id=self.pad_token_id, **form)
+        lengths = tuple(map(len, sentences))
+        if self.chunk_size is not None and len(lengths) > self.chunk_size:
+            batch["chunks"] = plan_chunks(lengths, self.chunk_size, **form)
+        if self.keep_lengths:
+            batch["sentence_lengths"] = lengths
         return {**batch, "text_ids": torch.tensor(identities)}
 
     def _check(self, views: Sequence[Sequence[Sequence[int]]]) -> None:

@@ -6,13 +6,13 @@ import contextlib
 import logging
 from typing import Any
 
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from transformers.training_args import OptimizerNames
 
 from simcse_trainer.errors import InputError
-from simcse_trainer.model.packing import split_batch
+from simcse_trainer.model.packing import plan_chunks, split_batch
 from simcse_trainer.objective.grad_cache import (
     Chunk,
     RandomState,
@@ -101,7 +101,7 @@ class GradCacheStep:
     def _in_chunks(self, model: nn.Module, inputs: dict[str, Tensor], size: int) -> Tensor:
         trainer = self.trainer
         features, text_ids = trainer.mlm.split_inputs(inputs)
-        chunks = split_batch(features, size)
+        chunks = split_batch(features, self._plan(inputs, size))
         # Before the first forward, as in `compute_loss`: processes with a short last batch take
         # the plain step, and all have to come to each collective in the same order.
         weights = trainer.mlm.count_masked(chunks) if trainer.args.mlm_weight else None
@@ -129,6 +129,19 @@ class GradCacheStep:
                 loss = loss + part["mlm"]
         result: Tensor = loss / accumulated
         return result
+
+    def _plan(self, inputs: dict[str, Any], size: int) -> Any:
+        """The chunks that the collator has planned; of another size since, as it would have."""
+        planned = inputs.get("chunks")
+        if planned and planned[0]["sentences"][1] == size:
+            return planned
+        form = {"padding_free": "lengths" in inputs, "grouped": "group_shapes" in inputs}
+        lengths = inputs.get("sentence_lengths")
+        if lengths is None:  # another collator's
+            found = inputs["lengths"] if form["padding_free"] else inputs["attention_mask"].sum(1)
+            lengths = found.tolist()
+        planned = plan_chunks(lengths, size, **form)
+        return send_to_device(planned, self.trainer.args.device)
 
     def _part(
         self,

@@ -12,6 +12,9 @@ from torch import Tensor
 from simcse_trainer.model.tokenizer import count_word_embeddings
 from simcse_trainer.objective.mlm import IGNORED, mask_tokens
 
+# Of a batch of `SimCSECollator`: what the objective and the step in chunks take.
+_NOT_FEATURES = ("text_ids", "chunks", "sentence_lengths")
+
 
 class MLMInputs:
     """Masks the tokens of batches, with `mlm_weight`.
@@ -29,7 +32,7 @@ class MLMInputs:
         Args:
             inputs: A batch, from `SimCSECollator`.
         """
-        features = {name: tensor for name, tensor in inputs.items() if name != "text_ids"}
+        features = {name: tensor for name, tensor in inputs.items() if name not in _NOT_FEATURES}
         if self._trainer.args.mlm_weight:
             features |= self._mask(features["input_ids"])
         return features, inputs["text_ids"]

@@ -44,3 +44,18 @@ def test_equal_texts_have_equal_ids_in_every_process():
 def test_rows_with_different_numbers_of_texts_are_refused():
     with pytest.raises(ValueError, match="zip"):
         SimCSECollator(pad_token_id=0)([{"input_ids": [[2], [3]]}, {"input_ids": [[2]]}])
+
+
+def test_chunks_are_planned_with_the_batch():
+    batch = SimCSECollator(pad_token_id=0, chunk_size=3, keep_lengths=True)(PAIRS)
+    lengths = [
+        len(ids) for view in zip(*(r["input_ids"] for r in PAIRS), strict=True) for ids in view
+    ]
+    assert batch["sentence_lengths"] == tuple(lengths)
+    ends = [chunk["sentences"] for chunk in batch["chunks"]]
+    assert ends == [(i, min(i + 3, len(lengths))) for i in range(0, len(lengths), 3)]
+    assert [len(chunk["indices"]["lengths"]) for chunk in batch["chunks"]] == [
+        b - a for a, b in ends
+    ]
+    plain = SimCSECollator(pad_token_id=0, chunk_size=len(lengths))(PAIRS)
+    assert not {"chunks", "sentence_lengths"} & plain.keys()

@@ -7,7 +7,12 @@ from torch.nn import functional as F
 
 from simcse_trainer import SimCSEModel
 from simcse_trainer.model.cpu.attention import grouped_attention
-from simcse_trainer.model.packing import build_batch, grouped_packing_indices, split_batch
+from simcse_trainer.model.packing import (
+    build_batch,
+    grouped_packing_indices,
+    plan_chunks,
+    split_batch,
+)
 
 LENGTHS = torch.randint(1, 30, (70,), generator=torch.Generator().manual_seed(0))
 LENGTHS[7] = 1
@@ -136,7 +141,8 @@ def test_bfloat16_stays_close(family):
 
 def test_chunks_of_a_grouped_batch_are_grouped():
     batch = build_batch(SENTENCES, padding_free=True, pad_token_id=0, grouped=True)
-    chunks = split_batch(batch, 40)
+    planned = plan_chunks([*map(len, SENTENCES)], 40, padding_free=True, grouped=True)
+    chunks = split_batch(batch, planned)
     assert [len(chunk["lengths"]) for chunk in chunks] == [40, 30]
     for chunk, rows in zip(chunks, (SENTENCES[:40], SENTENCES[40:]), strict=True):
         expected = build_batch(rows, padding_free=True, pad_token_id=0, grouped=True)
