@@ -1,4 +1,4 @@
-"""The one exception for everything a user can put right."""
+"""The one exception for everything a user can correct."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from simcse_trainer import InputError
 
 
 def fails(call, *words):
-    """A call that a user can put right: one line, with these words in it."""
+    """A call that a user can correct: one line, with these words in it."""
     from simcse_trainer import InputError
 
     with pytest.raises(InputError) as error:

@@ -137,7 +137,7 @@ def test_a_full_disk_does_not_end_training(full_disk, tmp_path, caplog):
         assert trainer.train().global_step == 6
     assert [p.name for p in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     assert caplog.text.count("could not be saved") == 2
-    assert "Training goes on" in caplog.text
+    assert "Training continues" in caplog.text
     with pytest.raises(InputError, match=r"could not be saved.*checkpoint-2 is complete"):
         trainer.save_model()
     full_disk.lift()

@@ -160,7 +160,7 @@ def cosine_figure(
 def spectrum_figure(
     spectra: Mapping[str, Sequence[float]], effective_ranks: Mapping[str, float]
 ) -> Drawing:
-    """Singular values relative to the largest, and where the effective rank lies on them."""
+    """Singular values relative to the largest, and where the effective rank is on them."""
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()

@@ -1,4 +1,4 @@
-"""A page and figures that show where a model's embeddings lie, against a baseline's."""
+"""A page and figures that show how a model's embeddings are spread, against a baseline's."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def draw_figures(
     plane = ReportFigure(
         "alignment_uniformity",
         "Alignment and uniformity",
-        "Lower is better on both axes: alignment says how far apart texts of one meaning lie, "
+        "Lower is better on both axes: alignment says how far apart texts of one meaning are, "
         "uniformity how unevenly all texts are spread."
         + (" The line is the training run, on its own evaluation data." if path else ""),
         plane_figure(points, path),

@@ -206,7 +206,7 @@ def intra_sentence_similarity(states: Tensor, lengths: Tensor, *, adjusted: bool
 
 
 def score_bands(scores: Tensor, highest: float, count: int = 5) -> Tensor:
-    """The band of the scale that each gold score lies in.
+    """The band of the scale that each gold score is in.
 
     Band b holds highest * b / count < score <= highest * (b + 1) / count, the lowest also 0; of
     five bands the last is that of the pairs that `alignment` is taken of.

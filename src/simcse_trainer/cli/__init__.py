@@ -76,7 +76,7 @@ for _command in _commands:
 
 
 def main() -> None:
-    """Exit status 2 and one line on stderr for what the user can put right."""
+    """Exit status 2 and one line on stderr for what the user can correct."""
     quiet_imports()
     write_to_any_console()
     try:

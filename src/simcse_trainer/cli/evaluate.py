@@ -72,7 +72,7 @@ def evaluate(
     dtype: Dtype = None,
     attn_implementation: AttnImplementation = None,
 ) -> None:
-    """Print a model's scores beside the paper's: STS, transfer, and how its space lies."""
+    """Print a model's scores beside the paper's: STS, transfer, and the spread of embeddings."""
     from simcse_trainer.cli.models import find_place, loading_options
     from simcse_trainer.evaluation.encoders import count_sentences, evaluate_model, write_results
     from simcse_trainer.evaluation.published import format_tables

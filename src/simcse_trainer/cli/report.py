@@ -64,7 +64,7 @@ def report(
     dtype: Dtype = None,
     attn_implementation: AttnImplementation = None,
 ) -> None:
-    """Show where a model's embeddings lie: one HTML page, and its figures as PNG."""
+    """Show how a model's embeddings are spread: one HTML page, and its figures as PNG."""
     from simcse_trainer.analysis.report import write_report
     from simcse_trainer.analysis.space import band_labels, different_sentences
     from simcse_trainer.analysis.style import require_matplotlib

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, and train.
 
     Returns:
-        The exit status: 0; 2 after one line on stderr about what the user can put right; 143 after
+        The exit status: 0; 2 after one line on stderr about what the user can correct; 143 after
         SIGTERM, with a checkpoint saved.
     """
     words = sys.argv[1:] if argv is None else list(argv)

@@ -1,4 +1,4 @@
-"""Scores of embeddings: similarity, transfer, and how they lie in space."""
+"""Scores of embeddings: similarity, transfer, and how they are spread in space."""
 
 from simcse_trainer import attach_lazily
 

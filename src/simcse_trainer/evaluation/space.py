@@ -1,4 +1,4 @@
-"""How embeddings lie on the unit sphere.
+"""How embeddings are spread on the unit sphere.
 
 Functions of embeddings normalise what they are given; all compute in the precision given.
 """

@@ -250,7 +250,7 @@ def push_folder(
     Args:
         folder: The `output_dir` of a run, or any trained model.
         settings: Which repository, as whom.
-        branch: The branch that the model goes to.
+        branch: The branch that the model is pushed to.
         training_state: Also push the newest checkpoint, where there is one.
         include: Patterns of files to push beside those of the model.
         base_model: The name on the Hub of an adapter's base, where that is a folder here.

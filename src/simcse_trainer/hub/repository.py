@@ -64,7 +64,7 @@ class HubRepository:
     _state: str | None = None
 
     def __post_init__(self) -> None:
-        """The token goes into every request of this client."""
+        """The token is sent with every request of this client."""
         self.api = HfApi(token=self.token)
 
     @property

@@ -1,4 +1,4 @@
-"""Staging: links to what of a run's folder goes to the Hub, which outlive rotation.
+"""Staging: links to what is pushed of a run's folder, which outlive rotation.
 
 A staged folder holds `model/`, where there is one `state/`, and `push.json`, which says what
 becomes of them. `hub.push` reads it in a process of its own. Needs no torch.
@@ -61,7 +61,8 @@ class FolderPush:
         step: The optimizer steps that the weights have seen.
         is_state: It is for going on with a run.
         overwrite: Also replace what somebody else has changed.
-        files: Names in `folder`, with forward slashes; what the branch has of ours beside, goes.
+        files: Names in `folder`, with forward slashes; what else the branch has of ours is
+            deleted.
     """
 
     folder: str
@@ -121,8 +122,8 @@ def stage_folder(
 
     Args:
         folder: The `output_dir` of a run, or any trained model.
-        branch: The branch that the model goes to.
-        training_state: Whether the newest checkpoint goes too.
+        branch: The branch that the model is pushed to.
+        training_state: Whether the newest checkpoint is pushed too.
         rename: The card's snippets load from the repository, instead of from where the model was
             trained.
         include: Patterns of files to push beside those of the model.
@@ -186,7 +187,7 @@ def stage_pushes(
         step: Of the model; None where it is not known.
         run: Of which run the model is.
         message: The message of the commits.
-        branch: The branch that the model goes to.
+        branch: The branch that the model is pushed to.
         state_step: Of the training state.
         overwrite: Also what somebody else has changed there.
         names_in_card: As `StagedPush` takes it.

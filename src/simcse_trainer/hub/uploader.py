@@ -169,7 +169,7 @@ class Uploader:
         failure = outcome.exception()
         if _is_definite(failure):
             logger.warning(
-                "%s cannot be pushed to: %s. Training goes on, and is not pushed until that is "
+                "%s cannot be pushed to: %s. Training continues, and is not pushed until that is "
                 "corrected.",
                 self.repository,
                 failure,
@@ -215,7 +215,7 @@ class Uploader:
         self.failure = failure
         self._not_before = time.monotonic() + (failure.retry_after or 0.0)
         then = "The next save is tried anew" if seconds is None else f"Next try in {seconds:.0f} s"
-        then += "; training goes on"
+        then += "; training continues"
         if failure.options:
             words = push_words(upload.folder.parent.parent, self.repository, failure.options)
             then += f". Finish with: simcse-trainer push {words}"

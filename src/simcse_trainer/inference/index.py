@@ -211,7 +211,7 @@ PROBE_TEXTS = ("A woman is reading.", "12 kg of rice", "서울은 오늘 비가 
 
 _HEADER, _VECTORS, _SENTENCES = "index.json", "vectors.safetensors", "sentences.jsonl"
 _FORMAT = "simcse-trainer index 1"
-# How far probes may lie apart: devices and batch shapes differ by round-off, models by more.
+# How far probes may differ: devices and batch shapes differ by round-off, models by more.
 _TOLERANCE, _TOLERANCE_OF_16_BITS = 1e-4, 5e-2
 
 

@@ -151,7 +151,7 @@ class SimCSE:
 
         Args:
             sentence: One text, or n.
-            device: Where the model goes, for this call and from now on; by default where it is.
+            device: Where the model is moved, for this call and from now on; by default where it is.
             return_numpy: An array instead of a tensor.
             normalize_to_unit: Whether embeddings get the length 1.
             keepdim: [1, D] for one text too.

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How far packed and padded hidden states may lie apart, relative to the largest: round-off stays
+# How far packed and padded hidden states may differ, relative to the largest: round-off stays
 # below this, a wrong mask or a wrong position is far above it.
 _TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 

@@ -190,7 +190,7 @@ def apply_prompt(
 def _check(tokenizer: PreTrainedTokenizerBase, prompt: str | None, append_eos: bool) -> None:
     if prompt is not None and prompt.count(TEXT) != 1:
         raise InputError(
-            f"prompt is '{prompt}'; expected {TEXT} in it once, where the text goes, such as "
+            f"prompt is '{prompt}'; expected {TEXT} in it once, where the text is put, such as "
             f"'query: {TEXT}'."
         )
     if prompt is not None and get_prompt(tokenizer):

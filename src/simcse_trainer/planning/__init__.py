@@ -1,7 +1,7 @@
 """How much memory a training run will need, computed without weights and without data.
 
 A step is carried out on fake tensors, which have shapes and types and nothing in them, while every
-tensor's memory is counted as it comes and goes.
+tensor's memory is counted as it is made and freed.
 """
 
 from simcse_trainer import attach_lazily

@@ -75,7 +75,7 @@ class Plan:
         weights: Of all parameters and buffers, in the types and bits they are kept in.
         optimizer: State, from the first step on.
         gradients: Of all trained parameters.
-        step: What comes and goes within a step, gradients included.
+        step: What is made and freed within a step, gradients included.
         peak: The most of all together.
     """
 

@@ -119,7 +119,7 @@ class PreemptionCallback(TrainerCallback):
             control.should_evaluate = False
 
     def _put_off(self, control: Any) -> None:
-        """Evaluate when training goes on: there may not be the time for it now."""
+        """Evaluate when training continues: there may not be the time for it now."""
         self.evaluation_is_due |= control.should_evaluate
         control.should_evaluate = False
 
@@ -178,7 +178,7 @@ class ModelCardCallback(TrainerCallback):
         self.template = template
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the card of the checkpoint that was just saved; training goes on without one."""
+        """Write the card of the checkpoint that was just saved; training continues without one."""
         checkpoint = checkpoint_folder(args, state)
         if not state.is_world_process_zero or validate_checkpoint(checkpoint) is not None:
             return  # it could not be saved, which has been said
@@ -308,7 +308,7 @@ class HubCheckpointCallback(TrainerCallback):
             ) from None
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Queue the checkpoint just written; whatever goes wrong here, training goes on."""
+        """Queue the checkpoint just written; whatever goes wrong here, training continues."""
         if self.uploader is None or args.hub_strategy == HubStrategy.END:
             return
         checkpoint = checkpoint_folder(args, state)
@@ -318,7 +318,7 @@ class HubCheckpointCallback(TrainerCallback):
             target = self._stage(checkpoint, state)
             self.uploader.submit(Upload(f"step {state.global_step}", target))
         except Exception as error:
-            logger.warning("%s is not pushed: %s. Training goes on.", checkpoint.name, error)
+            logger.warning("%s is not pushed: %s. Training continues.", checkpoint.name, error)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Wait for the last upload; with several processes not here, where the others would too."""

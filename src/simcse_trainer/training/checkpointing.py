@@ -83,7 +83,7 @@ class AtomicCheckpoints:
         """Decide of which run the files are, and refuse a folder with other work in it.
 
         Args:
-            checkpoint: That the run goes on from.
+            checkpoint: The checkpoint that the run resumes from.
             model: The model that the run trains.
             with_card: It will write a card beside the model.
 
@@ -146,7 +146,7 @@ class AtomicCheckpoints:
                     shutil.rmtree(tmp, ignore_errors=True)
 
     def save_checkpoint(self, folder: Path, write: Callable[[], None], state: Any) -> None:
-        """Write a checkpoint aside and rename it; where that fails, training goes on without it.
+        """Write a checkpoint aside and rename it; where that fails, training continues without it.
 
         Args:
             folder: The run's folder, its `output_dir`.
@@ -179,7 +179,7 @@ class AtomicCheckpoints:
         # The best model is the best that can be loaded.
         state.best_metric, state.best_global_step, state.best_model_checkpoint = self._saved_best
         logger.warning(
-            "%s could not be saved (%s). Training goes on, and earlier checkpoints stay; free "
+            "%s could not be saved (%s). Training continues, and earlier checkpoints stay; free "
             "some space before the next one.",
             name,
             _in_one_line(failure) if failure else "in another process",

@@ -29,7 +29,7 @@ class GradCacheStep:
 
     With `mini_batch_size: auto` the chunk begins as the whole batch. When memory runs out in a
     step, it is halved and the step repeated from the same random state and the same gradients:
-    the run goes on as if it had had the smaller chunk from that step on.
+    the run continues as if it had had the smaller chunk from that step on.
 
     Args:
         trainer: The `SimCSETrainer`, whose objective, precision and engine the step uses.
@@ -184,7 +184,7 @@ class GradCacheStep:
             ) from error
         self.chunk = size // 2
         logger.warning(
-            "Out of memory: the step is repeated, and training goes on, with %d sentences at a "
+            "Out of memory: the step is repeated, and training continues, with %d sentences at a "
             "time instead of %d.",
             self.chunk,
             size,

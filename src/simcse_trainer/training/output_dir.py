@@ -32,7 +32,7 @@ def check_output_dir(
         folder: The run's; it may be missing.
         names: What the run will write into it beside checkpoints.
         run: Of which run its files are that may be replaced.
-        resumed: It goes on from a checkpoint.
+        resumed: It resumes from a checkpoint.
         overwrite: The user said that other runs may be replaced.
         set_aside: Files that no manifest lists will be renamed.
 

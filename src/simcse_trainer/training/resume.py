@@ -1,4 +1,4 @@
-"""Resuming: which checkpoint a run goes on from, whether it is of this run, and where in the data.
+"""Resuming: which checkpoint a run resumes from, whether it is of this run, and where in the data.
 
 Where a checkpoint is on the Hub, it is fetched first, and checked as what it is: a stranger's file.
 """
@@ -58,7 +58,7 @@ STREAM_POSITION = "stream_position"
 def find_resume_checkpoint(
     asked: str | bool | None, folder: Path, *, hub: Any = None
 ) -> Path | None:
-    """Return the checkpoint that a run goes on from; None where it begins. Decided only here.
+    """Return the checkpoint that a run resumes from; None where it begins. Decided only here.
 
     Args:
         asked: `resume_from_checkpoint`: a checkpoint; or True, or "true", for the newest one in the
@@ -69,7 +69,7 @@ def find_resume_checkpoint(
             unless `asked` is set and there is a checkpoint to go on from already.
 
     Raises:
-        InputError: It cannot be gone on from, there are some and none of them can, or the Hub has
+        InputError: It cannot be resumed from, there are some and none of them can, or the Hub has
             none.
     """
     if hub is not None and hub.resume_from_hub:
@@ -137,7 +137,7 @@ class StreamPosition:
         self._pass = self._began_at = 0
 
     def read(self, said: Any) -> None:
-        """Take what `as_json` has written into the checkpoint that the run goes on from."""
+        """Take what `as_json` has written into the checkpoint that the run resumes from."""
         if isinstance(said, list) and [type(one) for one in said] == [int, int]:
             self._resumed = said
 

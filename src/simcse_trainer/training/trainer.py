@@ -388,7 +388,7 @@ class SimCSETrainer(Trainer):
             )
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write aside and rename; where that fails, training goes on and the last one stays."""
+        """Write aside and rename; where that fails, training continues and the last one stays."""
         write = super()._save_checkpoint
         only_model = self.args.save_only_model
         # What an interrupted run leaves is there to go on from.
@@ -413,7 +413,7 @@ class SimCSETrainer(Trainer):
             result = super()._finalize_training(trial, *args, **kwargs)
         finally:
             self.args.save_total_limit, self.args.load_best_model_at_end = limit, best
-        # Its last checkpoint is what an interrupted run goes on from, whatever the limit says.
+        # Its last checkpoint is what an interrupted run resumes from, whatever the limit says.
         only_best = limit == 1 and self.state.best_model_checkpoint and not self.interrupted
         if only_best and self.args.should_save:
             self.checkpoints.delete_all_but(Path(super()._get_output_dir(trial)), 1, self.state)

@@ -1,4 +1,4 @@
-"""How `simcse-trainer` ends: what a user can put right is one line, a bug shows where it is."""
+"""How `simcse-trainer` ends: what a user can correct is one line, a bug shows where it is."""
 
 import sys
 

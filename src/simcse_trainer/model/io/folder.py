@@ -122,7 +122,7 @@ def replace_files(
 
     Args:
         staged: Holds the new model and nothing else; gone afterwards.
-        folder: On the same file system. What is in it of an earlier model, goes; documents stay.
+        folder: On the same file system. An earlier model in it is deleted; documents stay.
         run: Of which run the model is.
         step: The optimizer steps that the weights have seen.
 
