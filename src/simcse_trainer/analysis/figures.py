@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 from simcse_trainer.analysis.style import (
@@ -18,8 +17,6 @@ from simcse_trainer.analysis.style import (
     MUTED,
     SURFACE,
     Drawing,
-    Label,
-    place_labels,
     render,
 )
 
@@ -60,21 +57,16 @@ def draw_plane(
     """
     axis.set_xlabel("uniformity")
     axis.set_ylabel("alignment")
-    x, y = [u for _, _, u in path], [a for _, a, _ in path]
-    axis.plot(x, y, color=INK, linewidth=1.2, marker=".", markersize=6)
-    labels = []
-    for name, (alignment, uniformity) in (points or {}).items():
-        color = _COLORS[name]
-        axis.plot(
-            uniformity, alignment, color=color, markersize=9, markeredgewidth=2, **_MARKERS[name]
+    if path:
+        steps = (
+            f"steps {path[0][0]:,} to {path[-1][0]:,}" if len(path) > 1 else f"step {path[0][0]:,}"
         )
-        labels.append(Label(uniformity, alignment, name, color))
-    # The ends of the path, and steps between where there is room.
-    ends = sorted({0, len(path) - 1}) if path else []
-    between = range(max(1, len(path) // 4), len(path) - 1, max(1, len(path) // 4))
-    for place in (*ends, *between):
-        step, a, u = path[place]
-        labels.append(Label(u, a, f"step {step:,}", INK, optional=place not in ends))
+        x, y = [u for _, _, u in path], [a for _, a, _ in path]
+        axis.plot(x, y, color=INK, linewidth=1.2, marker=".", markersize=6, label=steps)
+        axis.plot(x[-1], y[-1], color=INK, marker=">", markersize=7)
+    for name, (alignment, uniformity) in (points or {}).items():
+        options = {"color": _COLORS[name], "markersize": 9, "markeredgewidth": 2, **_MARKERS[name]}
+        axis.plot(uniformity, alignment, linestyle="none", label=name, **options)
     axis.margins(0.2)
     arrow = {"arrowstyle": "->", "color": MUTED, "linewidth": 1.2}
     axis.annotate(
@@ -86,8 +78,8 @@ def draw_plane(
         va="center",
         arrowprops=arrow,
     ).set_in_layout(False)
-    given = [(u, a) for a, u in (points or {}).values()]
-    place_labels(axis, labels, [*given, *_between(list(zip(x, y, strict=True)))])
+    if path or points:
+        axis.legend()
 
 
 def plane_figure(
@@ -118,8 +110,7 @@ def cosine_figure(
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
-        drawn: list[tuple[float, float]] = []
-        peaks: dict[int, list[Label]] = {}
+        lowest = 1.0
         for name, rows in densities.items():
             # Each model's highest peak is as high as a row: a narrow cone would flatten the other.
             highest = max(max(row, default=0) for row in rows)
@@ -135,10 +126,7 @@ def cosine_figure(
                 if name == "model":
                     axis.fill_between(x, band, y, color=MODEL_FILL, linewidth=0, zorder=1.5)
                 axis.plot(x, y, **_LINES[name])
-                drawn += curve
-                peak = max(curve, key=lambda at: at[1])
-                peaks.setdefault(band, []).append(Label(*peak, name, _COLORS[name]))
-        lowest = min(x for x, _ in drawn)
+                lowest = min(lowest, *x)
         axis.set_xlim(lowest, 1.0)
         axis.hlines(range(len(bands)), lowest, 1.0, color=MUTED, linewidth=0.7, zorder=1.4)
         axis.set_ylim(-0.05, len(bands) + 0.1)
@@ -151,8 +139,8 @@ def cosine_figure(
         axis.spines["left"].set_visible(False)
         axis.set_xlabel("cosine of the two embeddings")
         axis.set_ylabel("gold score of the pair")
-        # Named in the row where the two are furthest apart.
-        place_labels(axis, max(peaks.values(), key=lambda row: abs(row[0].x - row[-1].x)), drawn)
+        handles = [axis.plot([], [], **_LINES[name])[0] for name in densities]
+        axis.legend(handles, list(densities))
 
     return render("cosines", draw, (5.4, 4.9))
 
@@ -164,11 +152,11 @@ def spectrum_figure(
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
-        labels, obstacles = [], []
         for name, sigma in spectra.items():
             relative = [value / sigma[0] for value in sigma]
             indices = range(1, len(sigma) + 1)
             axis.semilogy(indices, relative, **_LINES[name])
+            name_and_rank = f"{name}: effective rank {effective_ranks[name]:.0f}"
             rank = effective_ranks[name]
             place = min(len(sigma), max(1, round(rank)))
             axis.plot(
@@ -177,17 +165,15 @@ def spectrum_figure(
                 color=_COLORS[name],
                 markersize=8,
                 markeredgewidth=2,
+                label=name_and_rank,
                 **_MARKERS[name],
             )
-            text = f"{name}: effective rank {rank:.0f}"
-            labels.append(Label(rank, relative[place - 1], text, _COLORS[name]))
-            obstacles += list(zip(indices, relative, strict=True))
         smallest = min(min(sigma) / sigma[0] for sigma in spectra.values())
         axis.set_ylim(max(smallest / 1.5, 1e-3), 1.5)
         axis.set_xlim(left=0)
         axis.set_xlabel("singular value, from the largest")
         axis.set_ylabel("size, as a share of the largest")
-        place_labels(axis, labels, obstacles)
+        axis.legend()
 
     return render("spectrum", draw, (5.4, 4.3))
 
@@ -211,31 +197,12 @@ def layers_figure(layers: Mapping[str, Mapping[str, Sequence[float]]]) -> Drawin
         axes = figure.subplots(len(measures), 1, sharex=True, squeeze=False)[:, 0]
         for axis, (measure, text) in zip(axes, measures.items(), strict=True):
             for name, found in layers.items():
-                axis.plot(found[measure], markersize=5, **_LINES[name], **_MARKERS[name])
+                options = {"markersize": 5, "label": name, **_LINES[name], **_MARKERS[name]}
+                axis.plot(found[measure], **options)
             axis.set_ylabel(text)
             axis.margins(y=0.25)
         axes[-1].set_xlabel("layer (0: the embeddings before the first)")
         axes[-1].xaxis.get_major_locator().set_params(integer=True)
-        curves = {name: list(enumerate(found["anisotropy"])) for name, found in layers.items()}
-        every = [at for curve in curves.values() for at in _between(curve)]
-        place_labels(axes[0], _name_curves(curves), every)
+        axes[0].legend()
 
     return render("layers", draw, (5.4, 1.75 * len(measures) + 0.5))
-
-
-def _name_curves(curves: Mapping[str, list[tuple[int, float]]]) -> list[Label]:
-    """A name for each, where it is furthest from the other; one for both where they are one."""
-    model, *others = curves["model"], *(dict(curve) for n, curve in curves.items() if n != "model")
-    if others and dict(model) == others[0]:
-        return [Label(*model[len(model) // 2], "model = baseline", MODEL)]
-    shared = [x for x, _ in model if all(x in other for other in others)]
-    place = max(shared, key=lambda x: abs(dict(model)[x] - others[0][x]) if others else x)
-    return [Label(place, dict(curve)[place], name, _COLORS[name]) for name, curve in curves.items()]
-
-
-def _between(points: Sequence[tuple[float, float]], count: int = 12) -> list[tuple[float, float]]:
-    """The points, and as many on each line between two."""
-    found = list(points[-1:])
-    for (x0, y0), (x1, y1) in pairwise(points):
-        found += [(x0 + (x1 - x0) * i / count, y0 + (y1 - y0) * i / count) for i in range(count)]
-    return found

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import product
 from typing import Any
 
 from simcse_trainer.errors import InputError
@@ -45,21 +43,13 @@ _STYLE: dict[Any, Any] = {
     "figure.facecolor": SURFACE,
     "axes.facecolor": SURFACE,
     "lines.linewidth": 1.8,
-    "legend.frameon": False,
+    "legend.facecolor": SURFACE,
+    "legend.edgecolor": SURFACE,
+    "legend.framealpha": 0.8,
+    "legend.fontsize": 10,
     "svg.fonttype": "path",
     "svg.hashsalt": "simcse-trainer",
 }
-
-
-@dataclass(frozen=True)
-class Label:
-    """A text beside the point (x, y) of an axis; one that is optional goes where it finds room."""
-
-    x: float
-    y: float
-    text: str
-    color: str = INK
-    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,71 +113,3 @@ def _for_a_page(svg: str, name: str) -> str:
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, f"var(--{variable})")
     return svg.strip()
-
-
-def place_labels(
-    axis: Any, labels: Sequence[Label], obstacles: Sequence[tuple[float, float]]
-) -> None:
-    """Put texts beside their points, clear of each other and of what is drawn.
-
-    Args:
-        axis: With everything drawn and its limits set.
-        labels: The first have first choice.
-        obstacles: Points of the data that no text may cover.
-    """
-    from matplotlib.text import Text
-    from matplotlib.transforms import Bbox
-
-    figure = axis.figure.figure  # of subfigures too
-    figure.draw_without_rendering()
-    renderer, point = figure.canvas.get_renderer(), figure.dpi / 72
-    drawn = [
-        Bbox.from_bounds(x - 4 * point, y - 4 * point, 8 * point, 8 * point)
-        for x, y in axis.transData.transform(list(obstacles))
-    ]
-    texts = [text.get_window_extent(renderer) for text in axis.texts]
-    frame = axis.get_window_extent(renderer)
-    labelled: list[tuple[float, float]] = []
-    for label in labels:
-        at = axis.transData.transform((label.x, label.y))
-        if label.optional and any(math.dist(at, other) < 36 * point for other in labelled):
-            continue
-        tries = []
-        for distance, (right, up) in product((9, 14, 20, 30, 42), _DIRECTIONS):
-            text = _annotate(axis, label, distance, right, up)
-            text.update_positions(renderer)
-            # An annotation's own extent has its line in it.
-            box = Text.get_window_extent(text, renderer).padded(1.5 * point)
-            text.remove()
-            inside = frame.containsx(box.x0) and frame.containsx(box.x1)
-            inside = inside and frame.containsy(box.y0) and frame.containsy(box.y1)
-            # Better across a line than illegible.
-            unreadable = box.count_overlaps(texts) + (not inside)
-            tries.append((unreadable, box.count_overlaps(drawn), distance, right, up, box))
-        unreadable, across, distance, right, up, box = min(tries, key=lambda found: found[:3])
-        if not (label.optional and (unreadable or across)):
-            _annotate(axis, label, distance, right, up)
-            texts.append(box)
-            labelled.append(at)
-
-
-_DIRECTIONS = ((1, 0), (0, 1), (1, 1), (-1, 1), (-1, 0), (0, -1), (1, -1), (-1, -1))
-
-
-def _annotate(axis: Any, label: Label, distance: float, right: int, up: int) -> Any:
-    diagonal = 0.71 if right and up else 1
-    text = axis.annotate(
-        label.text,
-        (label.x, label.y),
-        xytext=(right * distance * diagonal, up * distance * diagonal),
-        textcoords="offset points",
-        color=label.color,
-        ha=("right", "center", "left")[right + 1],
-        va=("top", "center", "bottom")[up + 1],
-        # Far from its point, a line says whose it is.
-        arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5}
-        if distance >= 20
-        else None,
-    )
-    text.set_in_layout(False)
-    return text

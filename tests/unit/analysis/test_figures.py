@@ -94,22 +94,26 @@ CROWDED = [
 
 
 @pytest.mark.parametrize(("path", "points"), CROWDED)
-def test_no_label_covers_another_or_leaves_the_axes(path, points):
+def test_the_legend_names_all_and_nothing_covers_another(path, points):
     figure = Figure(figsize=(5.4, 4.3), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     draw_plane(axis, path, points)
     figure.draw_without_rendering()
-    texts = [Text.get_window_extent(text) for text in axis.texts]  # without their lines
-    shown = [text.get_text() for text in axis.texts]
-    assert set(shown) >= {*points, "better"}
-    assert [t for t in shown if t.startswith("step")] or not path
+    legend = axis.get_legend().get_texts()
+    named = [text.get_text() for text in legend]
+    assert named == [*([_steps(path)] if path else []), *points]
+    texts = [Text.get_window_extent(text) for text in [*axis.texts, *legend]]
     for one, other in combinations(texts, 2):
-        assert not one.overlaps(other), shown
+        assert not one.overlaps(other), named
     frame = axis.get_window_extent()
     for box in texts:
-        assert frame.x0 <= box.x0 <= box.x1 <= frame.x1, shown
-        assert frame.y0 <= box.y0 <= box.y1 <= frame.y1, shown
+        assert frame.x0 <= box.x0 <= box.x1 <= frame.x1, named
+        assert frame.y0 <= box.y0 <= box.y1 <= frame.y1, named
+
+
+def _steps(path) -> str:
+    return f"steps {path[0][0]} to {path[-1][0]}" if len(path) > 1 else f"step {path[0][0]}"
 
 
 def test_colours_are_far_apart_in_greyscale():
