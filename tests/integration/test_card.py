@@ -21,7 +21,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, TrainerCallback
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer
-from simcse_trainer.analysis.training_curve import draw_training_curve
+from simcse_trainer.analysis.figures import draw_training_curve
 from simcse_trainer.arguments import DataArguments
 from simcse_trainer.cli.train import main
 from simcse_trainer.hub.run_info import changed_options, find_commit

@@ -15,7 +15,7 @@ from helpers.tiny import save_tiny, tiny_backbone, tiny_tokenizer
 from helpers.training import BEST, PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model
 
 from simcse_trainer import SimCSEModel, SimCSETrainer
-from simcse_trainer.hub.escaping import shell_command
+from simcse_trainer.hub.model_card import shell_command
 from simcse_trainer.model.lora import lora_config
 
 CODE = """

@@ -5,7 +5,7 @@ from simcse_trainer import attach_lazily
 __getattr__, __dir__ = attach_lazily(
     __name__,
     {
-        "draw_training_curve": "training_curve",
+        "draw_training_curve": "figures",
         "measure_space": "space",
         "write_report": "report",
     },

@@ -1,24 +1,70 @@
-"""Figures of the embedding space, a model against its baseline. Needs no torch.
+"""All figures: of the embedding space, a model against its baseline, and of a training run.
 
-Everywhere the model is blue, solid and round, its baseline orange, dashed and square.
+Everywhere the model is blue, solid and round, its baseline orange, dashed and square. The only
+importer of matplotlib; needs no torch, for the process that speaks to the Hub.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from simcse_trainer.analysis.style import (
-    BASELINE,
-    INK,
-    MODEL,
-    MODEL_FILL,
-    MUTED,
-    SURFACE,
-    Drawing,
-    render,
-)
+from simcse_trainer.errors import InputError
+
+INK, MUTED, GRID, SURFACE = "#1c1c1c", "#666666", "#dedede", "#ffffff"
+# Dark and light, blue and orange: told apart in greyscale, and by those who do not see one of them.
+MODEL, MODEL_FILL, BASELINE = "#0a4f9e", "#cddbec", "#a86400"
+# What a page that is dark may show instead; the names of CSS variables in its template.
+_VARIABLES = {
+    INK: "ink",
+    MUTED: "muted",
+    GRID: "grid",
+    SURFACE: "surface",
+    MODEL: "model",
+    MODEL_FILL: "model-fill",
+    BASELINE: "baseline",
+}
+_STYLE: dict[Any, Any] = {
+    "font.size": 11,
+    "axes.labelsize": 11,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.facecolor": SURFACE,
+    "axes.facecolor": SURFACE,
+    "lines.linewidth": 1.8,
+    "legend.facecolor": SURFACE,
+    "legend.edgecolor": SURFACE,
+    "legend.framealpha": 0.8,
+    "legend.fontsize": 10,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "simcse-trainer",
+}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as files; the same bytes for the same input."""
+
+    png: bytes
+    svg: str
+
 
 # (step, alignment, uniformity)
 PathPoint = tuple[int, float, float]
@@ -63,7 +109,7 @@ def draw_plane(
         )
         x, y = [u for _, _, u in path], [a for _, a, _ in path]
         axis.plot(x, y, color=INK, linewidth=1.2, marker=".", markersize=6, label=steps)
-        axis.plot(x[-1], y[-1], color=INK, marker=">", markersize=7)
+        axis.plot(x[-1], y[-1], color=INK, marker="o", markersize=7)
     for name, (alignment, uniformity) in (points or {}).items():
         options = {"color": _COLORS[name], "markersize": 9, "markeredgewidth": 2, **_MARKERS[name]}
         axis.plot(uniformity, alignment, linestyle="none", label=name, **options)
@@ -206,3 +252,142 @@ def layers_figure(layers: Mapping[str, Mapping[str, Sequence[float]]]) -> Drawin
         axes[0].legend()
 
     return render("layers", draw, (5.4, 1.75 * len(measures) + 0.5))
+
+
+def require_matplotlib() -> None:
+    """Raise an `InputError` that says how to install it, if it is not there."""
+    if find_spec("matplotlib") is None:
+        raise InputError("The figures need matplotlib. Run: pip install simcse-trainer[plots]")
+
+
+def render(
+    name: str, draw: Callable[[Any], None], size: tuple[float, float], *, dpi: int = 160
+) -> Drawing:
+    """Draw on a new figure.
+
+    Args:
+        name: Of the figure, in a page with others.
+        draw: Draws on the figure that it is given.
+        size: Width and height, in inches.
+        dpi: Dots per inch of the PNG.
+
+    Returns:
+        The PNG; and an SVG to stand in a page, whose colours are the page's CSS variables.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # Settings of the user's own would give another picture on another machine.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+        canvas = FigureCanvasAgg(figure)
+        draw(figure)
+        png, svg = io.BytesIO(), io.StringIO()
+        # matplotlib's version and the date, written by default, would differ between machines.
+        canvas.print_png(png, metadata={"Software": None})
+        unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        FigureCanvasSVG(figure).print_svg(svg, metadata=unsaid)
+    return Drawing(png.getvalue(), _for_a_page(svg.getvalue(), name))
+
+
+def _for_a_page(svg: str, name: str) -> str:
+    """Without a file's head and fixed colours; the ids in use are of this figure alone."""
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg[svg.index("<svg") :])
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, f"var(--{variable})")
+    return svg.strip()
+
+
+_LogHistory = Sequence[Mapping[str, Any]]
+_Points = tuple[list[int], list[float]]
+
+
+def can_draw_training_curve(log_history: _LogHistory) -> bool:
+    """Whether matplotlib is installed and there are at least two points of loss or score."""
+    return find_spec("matplotlib") is not None and bool(_panels(log_history))
+
+
+def describe_training_curve(log_history: _LogHistory) -> str:
+    """What `draw_training_curve` shows, in words; empty where it cannot be drawn."""
+    if not can_draw_training_curve(log_history):
+        return ""
+    shown = " and ".join(words for words, _, _, _ in _panels(log_history)).capitalize()
+    path = ", and the path in the plane of alignment and uniformity"
+    return f"{shown} over the steps{path if len(read_path(log_history)) > 1 else ''}"
+
+
+def draw_training_curve(log_history: _LogHistory, path: str | Path) -> None:
+    """Loss and evaluation score over the steps; beside them alignment over uniformity.
+
+    Args:
+        log_history: Of a `TrainerState` or its `trainer_state.json`: entries with `step` and
+            `loss`, or with `step` and what an evaluation gives.
+        path: Where to write the PNG, which one input gives byte by byte.
+
+    Raises:
+        InputError: matplotlib is not installed, or there are fewer than two points.
+    """
+    require_matplotlib()
+    panels, way = _panels(log_history), read_path(log_history)
+    if not panels:
+        raise InputError(
+            "The log has fewer than two points of loss or evaluation score; train for longer, or "
+            "log more often with --logging_steps."
+        )
+
+    def draw(figure: Any) -> None:
+        left = figure
+        if len(way) > 1:
+            left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+            draw_plane(right.subplots(), way)
+        axes = left.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axis, (_, label, (steps, values), style) in zip(axes, panels, strict=True):
+            axis.plot(steps, values, linewidth=1.5, **style)
+            axis.set_ylabel(label)
+        axes[-1].set_xlabel("step")
+
+    size = (9.6, 4.2) if len(way) > 1 else (7.0, 2.2 * len(panels) + 0.6)
+    Path(path).write_bytes(render("training", draw, size, dpi=110).png)
+
+
+def _panels(log_history: _LogHistory) -> list[tuple[str, str, _Points, dict[str, Any]]]:
+    """In words, the axis label, the points and their style, told apart in greyscale too."""
+    name, score = _score(log_history)
+    panels: list[tuple[str, str, _Points, dict[str, Any]]] = [
+        ("training loss", "training loss", _points(log_history, "loss"), {"color": INK}),
+        (
+            "evaluation score",
+            name,
+            score,
+            {"color": MUTED, "linestyle": "--", "marker": "o", "markersize": 4},
+        ),
+    ]
+    return [panel for panel in panels if len(panel[2][0]) > 1]
+
+
+def _score(log_history: _LogHistory) -> tuple[str, _Points]:
+    """The mean over the tasks, or a single task under its own name."""
+    keys = {key for entry in log_history for key in entry if key.endswith("_spearman")}
+    tasks = {key.removeprefix("eval_").removesuffix("_spearman") for key in keys}
+    name = next(iter(tasks)) if len(tasks) == 1 else "mean STS"
+    return f"{name}\n(Spearman x 100)", _points(log_history, "eval_avg_sts")
+
+
+def _points(log_history: _LogHistory, key: str) -> _Points:
+    found = {
+        int(entry["step"]): float(entry[key])
+        for entry in log_history
+        if key in entry and "step" in entry and math.isfinite(float(entry[key]))
+    }
+    return list(found), list(found.values())

@@ -11,6 +11,7 @@ from pathlib import Path
 from jinja2 import Environment
 
 from simcse_trainer.analysis.figures import (
+    Drawing,
     PathPoint,
     cosine_figure,
     layers_figure,
@@ -18,7 +19,6 @@ from simcse_trainer.analysis.figures import (
     spectrum_figure,
 )
 from simcse_trainer.analysis.space import EmbeddingSpaceStats
-from simcse_trainer.analysis.style import Drawing
 from simcse_trainer.version import __version__
 
 PAGE = "report.html"

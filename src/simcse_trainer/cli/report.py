@@ -65,9 +65,9 @@ def report(
     attn_implementation: AttnImplementation = None,
 ) -> None:
     """Show how a model's embeddings are spread: one HTML page, and its figures as PNG."""
+    from simcse_trainer.analysis.figures import require_matplotlib
     from simcse_trainer.analysis.report import write_report
     from simcse_trainer.analysis.space import band_labels, different_sentences
-    from simcse_trainer.analysis.style import require_matplotlib
     from simcse_trainer.cli.models import loading_options
     from simcse_trainer.evaluation.sts import load_sts_tasks
     from simcse_trainer.evaluation.tasks import EVALUATE_OPTIONS

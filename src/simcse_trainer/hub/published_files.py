@@ -31,7 +31,7 @@ from simcse_trainer.files import (
     TRAINING_ARGS,
     is_inside,
 )
-from simcse_trainer.hub.escaping import cut_paths
+from simcse_trainer.hub.model_card import cut_paths
 from simcse_trainer.model.io.manifest import Manifest, parse_manifest, read_manifest
 
 # What transformers, peft, sentence-transformers and tokenizers read in the folder of a model, or of

@@ -30,7 +30,7 @@ from typing import IO, Any
 
 import huggingface_hub
 
-from simcse_trainer.analysis.training_curve import can_draw_training_curve, draw_training_curve
+from simcse_trainer.analysis.figures import can_draw_training_curve, draw_training_curve
 from simcse_trainer.errors import InputError
 from simcse_trainer.files import STATE, TRAINING_CURVE
 from simcse_trainer.hub.errors import explain

@@ -18,7 +18,7 @@ import transformers
 from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments
 
-from simcse_trainer.analysis.training_curve import describe_training_curve
+from simcse_trainer.analysis.figures import describe_training_curve
 from simcse_trainer.data.schema import resolve_text_columns
 from simcse_trainer.data.tokenization import INPUT_IDS
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS

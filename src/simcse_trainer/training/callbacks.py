@@ -17,7 +17,7 @@ from huggingface_hub import get_token
 from transformers import TrainerCallback
 from transformers.trainer_utils import HubStrategy
 
-from simcse_trainer.analysis.training_curve import draw_training_curve
+from simcse_trainer.analysis.figures import draw_training_curve
 from simcse_trainer.errors import InputError
 from simcse_trainer.files import CARD, CHECKPOINT_PREFIX, TRAINING_CURVE, UPLOADS, get_step
 from simcse_trainer.hub.card_data import hub_metadata

@@ -42,9 +42,8 @@ from simcse_trainer.model.io.folder import (
     replace_files,
 )
 from simcse_trainer.model.io.saving import choose_lora_save, list_model_files
-from simcse_trainer.training.output_dir import check_output_dir
+from simcse_trainer.training.output_dir import check_output_dir, hold_folder
 from simcse_trainer.training.processes import WRITING_ERRORS, Processes
-from simcse_trainer.training.run_lock import hold_folder
 
 logger = logging.getLogger(__name__)
 

@@ -22,10 +22,9 @@ from simcse_trainer.hub.run_info import RunInfo, changed_options
 from simcse_trainer.model.io.checkpoints import read_checkpoint
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.training.callbacks import HubCheckpointCallback
-from simcse_trainer.training.output_dir import check_output_dir
+from simcse_trainer.training.output_dir import check_output_dir, hold_folder
 from simcse_trainer.training.processes import check_processes
 from simcse_trainer.training.resume import find_resume_checkpoint
-from simcse_trainer.training.run_lock import hold_folder
 from simcse_trainer.training.summary import ModelEvaluation, evaluate_model, format_summary
 from simcse_trainer.training.trainer import SimCSETrainer
 

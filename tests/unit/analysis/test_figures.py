@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image, ImageColor
 
-from simcse_trainer.analysis import style
+from simcse_trainer.analysis import figures
 from simcse_trainer.analysis.figures import (
     cosine_figure,
     draw_plane,
@@ -54,7 +54,7 @@ def test_a_figure_stands_in_any_page(name):
     assert drawing.svg.endswith("</svg>")
     # Colours are the page's, and there is nothing to fetch.
     assert not re.findall(r"#[0-9a-f]{6}\b", drawing.svg)
-    assert set(re.findall(r"var\(--([a-z-]+)\)", drawing.svg)) <= set(style._VARIABLES.values())
+    assert set(re.findall(r"var\(--([a-z-]+)\)", drawing.svg)) <= set(figures._VARIABLES.values())
     assert not re.findall(r'(?:href|src)="[^#]', drawing.svg)
     used = re.findall(r'(?:href="#|url\(#)([^")]+)', drawing.svg)
     ids = re.findall(r' id="([^"]+)"', drawing.svg)
@@ -120,7 +120,7 @@ def test_colours_are_far_apart_in_greyscale():
     def grey(color):
         return Image.new("RGB", (1, 1), ImageColor.getrgb(color)).convert("L").getpixel((0, 0))
 
-    model, baseline, fill = map(grey, (style.MODEL, style.BASELINE, style.MODEL_FILL))
+    model, baseline, fill = map(grey, (figures.MODEL, figures.BASELINE, figures.MODEL_FILL))
     assert baseline - model > 35
     assert fill - baseline > 90
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from helpers.checks import fails
 
-from simcse_trainer.analysis.training_curve import (
+from simcse_trainer.analysis.figures import (
     can_draw_training_curve,
     describe_training_curve,
     draw_training_curve,
@@ -36,7 +36,7 @@ def test_the_same_input_gives_the_same_bytes_in_any_process(tmp_path):
         assert matplotlib.rcParams["font.size"] == 20
     code = (
         "import json, sys\n"
-        "from simcse_trainer.analysis.training_curve import draw_training_curve\n"
+        "from simcse_trainer.analysis.figures import draw_training_curve\n"
         "draw_training_curve(json.load(sys.stdin), sys.argv[1])\n"
         "print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)\n"
     )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from simcse_trainer.hub.escaping import cut_paths
+from simcse_trainer.hub.model_card import cut_paths
 from simcse_trainer.hub.published_files import is_deepspeed, is_resumed, link_files, list_published
 
 
