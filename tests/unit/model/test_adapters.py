@@ -14,6 +14,7 @@ from transformers import AutoModel
 from simcse_trainer import SimCSEModel
 from simcse_trainer.cli import main
 from simcse_trainer.files import TRAINING_HEADS
+from simcse_trainer.model.io import adapter
 from simcse_trainer.model.lora import get_base_model, lora_config
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -256,3 +257,29 @@ def test_no_peft_is_imported_without_an_adapter(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split()[-1] == "False"
+
+
+class TestHashing:
+    """Of weights of gigabytes that is a minute, for every process that loads an adapter."""
+
+    def test_a_base_is_hashed_once_in_a_process(self, tmp_path):
+        adapted(save_tiny(tmp_path / "base")).save_pretrained(tmp_path / "adapter")
+        before = adapter._digest.cache_info().misses
+        for _ in range(3):
+            SimCSEModel.from_pretrained(tmp_path / "adapter")
+        assert adapter._digest.cache_info().misses == before
+
+    def test_changed_weights_are_hashed_again(self, tmp_path):
+        base = save_tiny(tmp_path / "base")
+        first = adapter.fingerprint(base)
+        weights = load_file(f"{base}/model.safetensors")
+        save_file({n: x + 1 for n, x in weights.items()}, f"{base}/model.safetensors")
+        assert adapter.fingerprint(base) not in (None, first)
+
+    def test_the_commit_of_the_hub_says_which_base_it_is(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(adapter, "_find_commit", lambda path, hub: "c0ffee")
+        monkeypatch.setattr(adapter, "fingerprint", lambda *_, **__: pytest.fail("hashed"))
+        base = adapter.BaseWeights("me/base", sha256="0" * 64, commit="c0ffee")
+        adapter.check_base(base, "me/base", "folder", {})
+        assert json.loads(base.as_json())["commit"] == "c0ffee"
+        assert "commit" not in json.loads(adapter.BaseWeights("here").as_json())

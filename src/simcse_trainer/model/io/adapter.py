@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class BaseWeights:
         sha256: From `fingerprint`; None where it is not known.
         bits: 4 or 8 where they are quantised.
         bidirectional: A decoder that attends to both sides.
+        commit: On the Hub, where it was loaded from there: the same commit has the same weights.
     """
 
     name: str
@@ -51,6 +53,12 @@ class BaseWeights:
     sha256: str | None = None
     bits: int | None = None
     bidirectional: bool = False
+    commit: str | None = None
+
+    def as_json(self) -> str:
+        """Return it as the text of its file."""
+        said = {name: one for name, one in asdict(self).items() if name != "commit" or one}
+        return json.dumps(said, indent=2) + "\n"
 
 
 @dataclass(frozen=True)
@@ -61,16 +69,26 @@ class AdapterFolder:
     subfolder: str | None = None
 
 
-def describe_base(path: str, backbone: Any, hub: Mapping[str, Any]) -> BaseWeights:
-    """Of a backbone that has just been loaded from `path`."""
+def describe_base(
+    path: str, backbone: Any, hub: Mapping[str, Any], *, sha256: str | None = None
+) -> BaseWeights:
+    """Return what an adapter will be for.
+
+    Args:
+        path: What the backbone has just been loaded from.
+        backbone: The backbone, with or without an adapter.
+        hub: What the Hub is asked with: `revision` and `token`.
+        sha256: Of its weights, where it is known already.
+    """
     packaged = {resolve_packaged(name): one.hub_name for name, one in _installed().items()}
     name = packaged.get(path) or (str(Path(path).resolve()) if Path(path).is_dir() else path)
     return BaseWeights(
         name,
         hub.get("revision"),
-        fingerprint(path, **hub),
+        sha256 or fingerprint(path, **hub),
         quantization_bits(backbone),
         is_bidirectional(backbone.config),
+        _find_commit(path, hub),
     )
 
 
@@ -84,6 +102,8 @@ def find_base(base: BaseWeights) -> str:
 
 def check_base(base: BaseWeights, path: str, folder: str, hub: Mapping[str, Any]) -> None:
     """Raise InputError where the weights at `path` are not those that the adapter is for."""
+    if base.commit is not None and base.commit == _find_commit(path, hub):
+        return
     found = fingerprint(path, **hub) if base.sha256 else None
     if found != base.sha256:
         raise InputError(
@@ -139,14 +159,20 @@ def write_adapter(
     )
     target = folder / HIDDEN_ADAPTER if base.bidirectional else folder
     save_adapter(backbone, target, state, base=base.name, revision=base.revision)
-    text = json.dumps(asdict(base), indent=2) + "\n"
-    (folder / ADAPTER_BASE).write_text(text, encoding="utf-8")
+    (folder / ADAPTER_BASE).write_text(base.as_json(), encoding="utf-8")
 
 
 def _installed() -> dict[str, Any]:
     from importlib.util import find_spec
 
     return {key: one for key, one in PACKAGED_MODELS.items() if find_spec(one.module)}
+
+
+def _find_commit(path: str, hub: Mapping[str, Any]) -> str | None:
+    """The commit of a model in the Hub's cache; None of a folder of one's own."""
+    config = None if Path(path).is_dir() else find_file(path, CONFIG, **hub)
+    parts = config.parts if config is not None else ()
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
 
 def fingerprint(name_or_path: str, **hub: Any) -> str | None:
@@ -165,13 +191,16 @@ def fingerprint(name_or_path: str, **hub: Any) -> str | None:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         files = [find_file(name_or_path, name, **hub) for name in names]
     found = [path for path in files if path is not None]
-    return _digest(found) if found and len(found) == len(files) else None
+    if not found or len(found) < len(files):
+        return None
+    return _digest(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in found))
 
 
-def _digest(files: Sequence[Path]) -> str:
-    """One digest per tensor, put together in the order of their names."""
+@cache
+def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """One digest per tensor, put together in the order of their names; once in a process."""
     digests = {}
-    for path in files:
+    for path, _, _ in files:
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 tensor = tensors.get_tensor(name)

@@ -129,7 +129,10 @@ def load_components(
         include_prompt=layout.include_prompt if layout else True,
     )
     if source.adapter is not None or lora is not None:
-        components.base_weights = describe_base(source.base_path, backbone, source.base_hub)
+        known = source.adapter.base.sha256 if source.adapter else None  # checked, if there is one
+        components.base_weights = describe_base(
+            source.base_path, backbone, source.base_hub, sha256=known
+        )
     if check_complete(Path(name_or_path)) != manifest:
         raise InputError(f"'{name_or_path}' was replaced while it was read. Load it again.")
     return components
