@@ -307,7 +307,9 @@ class SimCSETrainingArguments(TrainingArguments):
         [], "Languages of the training texts, for the model card: ISO 639 codes such as en or ko."
     )
     license: str | None = _option(
-        None, "License of the trained model, for the model card: an identifier such as apache-2.0."
+        None,
+        "License of the trained model, for the model card: an identifier such as apache-2.0, or "
+        "other: and a name of its own.",
     )
     model_card_template: str | None = _option(
         None, "Jinja file to render the model card with, instead of the project's own."
