@@ -20,15 +20,12 @@ from tqdm.auto import tqdm
 
 import simcse_trainer
 from simcse_trainer.errors import InputError
-from simcse_trainer.hub.errors import HubFailure, Retries
+from simcse_trainer.hub.errors import TRY_AGAIN, HubFailure, Retries
 from simcse_trainer.hub.stage import check_pushable, push_words, remove_uploads, stage_folder
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-
-# Exit status of the child where another try may succeed, see `hub.push`.
-_TRY_AGAIN = 75
 
 
 @dataclass(frozen=True)
@@ -213,7 +210,7 @@ def read_answer(status: int, answer: dict[str, Any]) -> dict[str, Any]:
         raise HubFailure(f"the process that speaks to the Hub ended (status {status})")
     if "reason" in answer:
         more = {name: answer[name] for name in ("status", "retry_after", "options")}
-        raise HubFailure(answer["reason"], refused=status != _TRY_AGAIN, **more)
+        raise HubFailure(answer["reason"], refused=status != TRY_AGAIN, **more)
     return answer
 
 

@@ -24,6 +24,9 @@ _PASSING = {408, 409, 412, 425, 429}
 _LONGEST_DELAY_S = 300.0
 _REFUSALS = 3
 
+# Exit status of the child that speaks to the Hub: done, refused for good, and EX_TEMPFAIL.
+DONE, REFUSED, TRY_AGAIN = 0, 2, 75
+
 T = TypeVar("T")
 
 

@@ -33,13 +33,11 @@ import huggingface_hub
 from simcse_trainer.analysis.figures import can_draw_training_curve, draw_training_curve
 from simcse_trainer.errors import InputError
 from simcse_trainer.files import STATE, TRAINING_CURVE
-from simcse_trainer.hub.errors import explain
+from simcse_trainer.hub.errors import DONE, REFUSED, TRY_AGAIN, explain
 from simcse_trainer.hub.repository import HubRepository, Report
 from simcse_trainer.hub.stage import MODEL, read_staged, rename_in_card
 
 logger = logging.getLogger("simcse_trainer.hub.push")
-
-DONE, REFUSED, TRY_AGAIN = 0, 2, 75
 
 
 def main(argv: Sequence[str] | None = None) -> int:
