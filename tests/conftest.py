@@ -19,6 +19,11 @@ torch.set_num_threads(1)
 pytest_plugins = ["helpers.hub_fixture", "helpers.runs"]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first: one that started last would keep the other test processes waiting."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_collection_finish() -> None:
     """What is imported stays, so that a collection, of which each step that runs out of memory
     makes one, need not go through it."""
@@ -56,6 +61,14 @@ def transfer_dir() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _traced_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coverage follows into the processes of the distributed tests: they alone run code that no
+    other test runs, and tracing the imports of each process costs seconds."""
+    if "distributed" not in request.node.path.parts:
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 @pytest.fixture(autouse=True)
