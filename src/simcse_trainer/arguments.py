@@ -155,7 +155,7 @@ class ModelArguments:
         return self.dtype or ("auto" if self.use_lora else "float32")
 
     def new_adapter(self) -> LoraConfig | None:
-        """The settings of the adapter, where there is to be one."""
+        """Return the settings of the adapter; None without `use_lora`."""
         if not self.use_lora:
             return None
         from simcse_trainer.model.lora import lora_config

@@ -82,7 +82,7 @@ _MARKERS: dict[str, dict[str, Any]] = {
 
 
 def read_path(log_history: Sequence[Mapping[str, Any]]) -> list[PathPoint]:
-    """The way of a run through the plane, from the log of a `TrainerState`."""
+    """Read the way of a run through the plane, from the log of a `TrainerState`."""
     found = {
         int(entry["step"]): (float(entry["eval_alignment"]), float(entry["eval_uniformity"]))
         for entry in log_history
@@ -94,7 +94,7 @@ def read_path(log_history: Sequence[Mapping[str, Any]]) -> list[PathPoint]:
 def draw_plane(
     axis: Any, path: Sequence[PathPoint], points: Mapping[str, tuple[float, float]] | None = None
 ) -> None:
-    """Alignment over uniformity (Gao et al. 2021, figures 2 and 3).
+    """Draw alignment over uniformity (Gao et al. 2021, figures 2 and 3).
 
     Args:
         axis: The axis of a figure to draw on.
@@ -131,7 +131,7 @@ def draw_plane(
 def plane_figure(
     points: Mapping[str, tuple[float, float]], path: Sequence[PathPoint] = ()
 ) -> Drawing:
-    """Of `draw_plane`."""
+    """Return the figure that `draw_plane` draws."""
 
     def draw(figure: Any) -> None:
         draw_plane(figure.subplots(), path, points)
@@ -145,7 +145,7 @@ def cosine_figure(
     bands: Sequence[str],
     pairs: Sequence[int],
 ) -> Drawing:
-    """Densities of cosines, a row for each band of scores, the highest on top.
+    """Draw densities of cosines, a row for each band of scores, the highest on top.
 
     Args:
         grid: [G], the cosines at which densities are given.
@@ -194,7 +194,7 @@ def cosine_figure(
 def spectrum_figure(
     spectra: Mapping[str, Sequence[float]], effective_ranks: Mapping[str, float]
 ) -> Drawing:
-    """Singular values relative to the largest, and where the effective rank is on them."""
+    """Draw singular values relative to the largest, with the effective rank."""
 
     def draw(figure: Any) -> None:
         axis = figure.subplots()
@@ -232,7 +232,7 @@ _MEASURES = {
 
 
 def layers_figure(layers: Mapping[str, Mapping[str, Sequence[float]]]) -> Drawing:
-    """Anisotropy, self-similarity and intra-sentence similarity by layer (Ethayarajh 2019)."""
+    """Draw anisotropy and both similarities by layer (Ethayarajh 2019)."""
     measures = {
         measure: text
         for measure, text in _MEASURES.items()
@@ -299,7 +299,7 @@ def render(
 
 
 def _for_a_page(svg: str, name: str) -> str:
-    """Without a file's head and fixed colours; the ids in use are of this figure alone."""
+    """Drop a file's head and fixed colours; the ids in use are of this figure alone."""
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg[svg.index("<svg") :])
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
@@ -314,12 +314,12 @@ _Points = tuple[list[int], list[float]]
 
 
 def can_draw_training_curve(log_history: _LogHistory) -> bool:
-    """Whether matplotlib is installed and there are at least two points of loss or score."""
+    """Return whether matplotlib is installed and there are at least two points of loss or score."""
     return find_spec("matplotlib") is not None and bool(_panels(log_history))
 
 
 def describe_training_curve(log_history: _LogHistory) -> str:
-    """What `draw_training_curve` shows, in words; empty where it cannot be drawn."""
+    """Describe the figure of `draw_training_curve`; empty where it cannot be drawn."""
     if not can_draw_training_curve(log_history):
         return ""
     shown = " and ".join(words for words, _, _, _ in _panels(log_history)).capitalize()
@@ -328,7 +328,7 @@ def describe_training_curve(log_history: _LogHistory) -> str:
 
 
 def draw_training_curve(log_history: _LogHistory, path: str | Path) -> None:
-    """Loss and evaluation score over the steps; beside them alignment over uniformity.
+    """Draw loss and score over the steps, and alignment over uniformity beside them.
 
     Args:
         log_history: Of a `TrainerState` or its `trainer_state.json`: entries with `step` and
@@ -362,7 +362,7 @@ def draw_training_curve(log_history: _LogHistory, path: str | Path) -> None:
 
 
 def _panels(log_history: _LogHistory) -> list[tuple[str, str, _Points, dict[str, Any]]]:
-    """In words, the axis label, the points and their style, told apart in greyscale too."""
+    """Return title, axis label, points and style, told apart in greyscale too."""
     name, score = _score(log_history)
     panels: list[tuple[str, str, _Points, dict[str, Any]]] = [
         ("training loss", "training loss", _points(log_history, "loss"), {"color": INK}),
@@ -377,7 +377,7 @@ def _panels(log_history: _LogHistory) -> list[tuple[str, str, _Points, dict[str,
 
 
 def _score(log_history: _LogHistory) -> tuple[str, _Points]:
-    """The mean over the tasks, or a single task under its own name."""
+    """Return the mean over the tasks, or a single task under its own name."""
     keys = {key for entry in log_history for key in entry if key.endswith("_spearman")}
     tasks = {key.removeprefix("eval_").removesuffix("_spearman") for key in keys}
     name = next(iter(tasks)) if len(tasks) == 1 else "mean STS"

@@ -110,7 +110,7 @@ def write_report(
 def draw_figures(
     spaces: Mapping[str, EmbeddingSpaceStats], bands: Sequence[str], path: Sequence[PathPoint] = ()
 ) -> list[ReportFigure]:
-    """All figures that there is something to show in.
+    """Draw every figure that there is data for.
 
     Args:
         spaces: "model" and "baseline" -> what was measured.

@@ -107,13 +107,13 @@ def measure_space(
 
 
 def different_sentences(tasks: Mapping[str, Any]) -> list[str]:
-    """Of all tasks, each once."""
+    """Return the sentences of all tasks, each once."""
     sides = [task[side] for task in tasks.values() for side in ("sentence1", "sentence2")]
     return list(dict.fromkeys(text for side in sides for text in side))
 
 
 def band_labels(tasks: Mapping[str, Any]) -> list[str]:
-    """Each band's scores, such as "4–5", from the lowest; of scales that differ, shares in %."""
+    """Name each band by its scores, such as "4–5", from the lowest; of scales that differ, in %."""
     scales = {get_scale(task["score"]) for task in tasks.values()}
     top, unit = (scales.pop(), "") if len(scales) == 1 else (100.0, " %")
     return [
@@ -151,7 +151,7 @@ MIN_CONTEXTS = 5
 def self_similarity(
     states: Tensor, words: Tensor, *, min_contexts: int = MIN_CONTEXTS, adjusted: bool = False
 ) -> float:
-    """How alike one word's embeddings are in its different contexts, as a mean over words.
+    """Return how alike one word's embeddings are in its different contexts, as a mean over words.
 
     SelfSim(w) = 1 / (n^2 - n) sum_j sum_{k != j} cos(f(s_j, i_j), f(s_k, i_k)) over the n contexts
     of w (definition 1). The sum is the squared length of the sum of the unit vectors less n, so
@@ -181,7 +181,7 @@ def self_similarity(
 
 
 def intra_sentence_similarity(states: Tensor, lengths: Tensor, *, adjusted: bool = False) -> float:
-    """How close the tokens of a sentence are to its mean, as a mean over sentences.
+    """Return how close the tokens of a sentence are to its mean, as a mean over sentences.
 
     IntraSim(s) = 1/n sum_i cos(s, f(s, i)) with s = 1/n sum_i f(s, i) (definition 2).
 
@@ -206,7 +206,7 @@ def intra_sentence_similarity(states: Tensor, lengths: Tensor, *, adjusted: bool
 
 
 def score_bands(scores: Tensor, highest: float, count: int = 5) -> Tensor:
-    """The band of the scale that each gold score is in.
+    """Return the band of the scale that each gold score is in.
 
     Band b holds highest * b / count < score <= highest * (b + 1) / count, the lowest also 0; of
     five bands the last is that of the pairs that `alignment` is taken of.
@@ -224,7 +224,7 @@ def score_bands(scores: Tensor, highest: float, count: int = 5) -> Tensor:
 
 
 def cosine_density(cosines: Tensor, grid: Tensor, bandwidth: float) -> Tensor:
-    """Density of cosines, a kernel estimate of one width everywhere.
+    """Estimate the density of cosines, with a kernel of one width everywhere.
 
     p(t) = 1/n sum_i N(t; c_i, h^2). A width that followed the data would show a narrow cone as
     wide as an even space.
@@ -261,7 +261,7 @@ class TokenStates:
 def encode_tokens(
     model: SimCSEModel, sentences: Sequence[str], *, max_values: int = 2**28, batch_size: int = 128
 ) -> TokenStates:
-    """The states of every layer, without special tokens: those are no words.
+    """Return the states of every layer, without special tokens: those are no words.
 
     The model is in evaluation mode meanwhile. Sentences of which no token is left are left out.
 

@@ -31,7 +31,7 @@ class _Parser(HfArgumentParser):
 
 
 def build_parser() -> HfArgumentParser:
-    """The parser of all options."""
+    """Return the parser of all options."""
     classes: Any = (ModelArguments, DataArguments, SimCSETrainingArguments)
     return _Parser(
         classes,
@@ -59,7 +59,7 @@ def parse_arguments(
 def parse_for_another_machine(
     argv: Sequence[str],
 ) -> tuple[tuple[ModelArguments, DataArguments, SimCSETrainingArguments], bool]:
-    """The options of a run that is not to start here: bf16 then needs no GPU that has it.
+    """Parse the options of a run elsewhere: bf16 then needs no GPU here that has it.
 
     Returns:
         What `parse_arguments` gives, but with `use_cpu`; and whether the run itself has it.
@@ -75,7 +75,7 @@ def parse_for_another_machine(
 
 
 def _all_tokens(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
-    """The file's, and behind them the command line's."""
+    """Return the file's tokens, and behind them the command line's."""
     tokens = list(argv)
     if tokens and not tokens[0].startswith("-"):
         path = Path(tokens.pop(0))
@@ -91,7 +91,7 @@ def _all_tokens(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
 
 
 def config_tokens(path: Path, parser: HfArgumentParser) -> list[str]:
-    """The command-line tokens that say what a YAML file says.
+    """Turn a YAML file into the command-line tokens that say the same.
 
     Raises:
         InputError: The file is missing, is no mapping of options, or has an unknown one.

@@ -101,7 +101,7 @@ def loading_options(
     dtype: str | None = None,
     attn_implementation: str | None = None,
 ) -> dict[str, Any]:
-    """What the commands' options are to `SimCSEModel.from_pretrained`."""
+    """Turn the commands' options into those of `SimCSEModel.from_pretrained`."""
     given = {"base_model": base_model, "dtype": dtype, "attn_implementation": attn_implementation}
     return {
         "revision": revision,
@@ -111,14 +111,14 @@ def loading_options(
 
 
 def find_place(name: str) -> str | Path:
-    """Where a model is; of a run that was stopped, its best or newest checkpoint."""
+    """Find the model: of a run that was stopped, its best or newest checkpoint."""
     from simcse_trainer.hub.stage import find_model
 
     return find_model(Path(name)) if Path(name).is_dir() else name
 
 
 def load_simcse(name: str, device: str | None, **options: Any) -> SimCSE:
-    """The model; of a run that was stopped, that of its best or newest checkpoint."""
+    """Load the model; of a run that was stopped, that of its best or newest checkpoint."""
     from simcse_trainer.inference.simcse import SimCSE
 
     return SimCSE(find_place(name), device, **options)
@@ -135,7 +135,7 @@ def load_with_index(
     storage: str = "float32",
     **options: Any,
 ) -> SimCSE:
-    """The model with an index of a corpus, or with one that is there.
+    """Load the model with an index of a corpus, or with one that is saved.
 
     Raises:
         InputError: Neither is given, or both.

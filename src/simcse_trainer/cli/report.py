@@ -109,7 +109,7 @@ def _measure(name: str, pooling_mode: str | None, tasks: Any, **options: Any) ->
 
 
 def _show(name: str) -> str:
-    """An absolute path is of one machine."""
+    """Shorten a path: an absolute one is of one machine."""
     return Path(name).name if Path(name).is_absolute() else name
 
 

@@ -70,7 +70,7 @@ def quiet_imports() -> None:
 
 
 def _forget_peft() -> None:
-    """For a process that only prints the options: transformers imports peft beside them.
+    """Hide peft from a process that only prints the options: transformers imports it beside them.
 
     That takes longer than all the rest, and the text does not depend on it.
     """

@@ -21,19 +21,19 @@ Words = list[str]
 
 
 def crop(words: Words, count: int, random: Random) -> Words:
-    """A stretch of the words, `count` shorter, anywhere in the text."""
+    """Return a stretch of the words, `count` shorter, anywhere in the text."""
     start = random.randint(0, count)
     return words[start : start + len(words) - count]
 
 
 def delete_words(words: Words, count: int, random: Random) -> Words:
-    """All but `count` of the words, in their order."""
+    """Return all but `count` of the words, in their order."""
     deleted = set(random.sample(range(len(words)), count))
     return [word for place, word in enumerate(words) if place not in deleted]
 
 
 def shuffle_words(words: Words, count: int, random: Random) -> Words:
-    """The words with `count` of them, at least 2, each in the place of another of them."""
+    """Return the words with `count` of them, at least 2, each in the place of another of them."""
     places = random.sample(range(len(words)), max(count, 2))
     shuffled = list(words)
     # One turn of a random ring: every chosen word moves, which a random order does not ensure.
@@ -94,6 +94,6 @@ class DiscreteAugmentation:
     max_seq_length: int
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
-        """One list of token ids per text, never empty."""
+        """Return one list of token ids per text, never empty."""
         changed = augment(texts, self.kind, self.rate, seed=self.seed)
         return tokenize(self.tokenizer, changed, self.max_seq_length)

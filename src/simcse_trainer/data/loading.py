@@ -217,7 +217,7 @@ def _resolve_files(files: list[Path], columns: Sequence[str] | None) -> dict[str
 
 
 def _common_columns(files: list[Path], wanted: Sequence[str] | None) -> list[str]:
-    """Columns of the first file; the others must have the same, or at least the wanted ones."""
+    """Return the first file's columns; the others must have them, or at least the wanted ones."""
     first, *others = [readers.column_names(file) for file in files]
     for file, names in zip(files[1:], others, strict=True):
         enough = wanted and set(wanted) <= {*first} & {*names}
@@ -238,7 +238,7 @@ def _identify(file: Path) -> _File:
 def _check_rows(
     path: str, columns: Mapping[str, str]
 ) -> Iterator[tuple[dict[str, str], str | None]]:
-    """Each row under canonical names, with what is wrong with it."""
+    """Check each row, under canonical names, and note what is wrong with it."""
     row = None
     for row in readers.read_rows(Path(path)):
         problem = row.problem or schema.find_problem(row.values, columns)
@@ -320,7 +320,7 @@ _REMEDIES = {
 
 
 def load_hub_dataset(name: str, config: str | None, **options: Any) -> Any:
-    """`datasets.load_dataset`, with its failures in one line.
+    """Call `datasets.load_dataset`, with its failures in one line.
 
     Raises:
         InputError: It cannot be loaded.
@@ -337,7 +337,7 @@ def load_hub_dataset(name: str, config: str | None, **options: Any) -> Any:
 
 
 def download_files(name: str, filenames: Sequence[str]) -> list[str]:
-    """Files of a data set's repository, as local paths; files that are here stay as they are.
+    """Return files of a data set's repository as local paths; files that are here stay as they are.
 
     Args:
         name: Name on the Hub, or a folder.

@@ -84,7 +84,7 @@ def build_triplets(rows: Iterable[Mapping[str, object]]) -> Iterator[dict[str, s
 def find_nli_problem(
     row: Mapping[str, object], columns: Mapping[str, str] = _CANONICAL
 ) -> str | None:
-    """What keeps a row from being used, such as "column 'label' is 'maybe', expected ..."."""
+    """Say why a row cannot be used, such as "column 'label' is 'maybe', expected ..."."""
     name = columns["label"]
     if name not in row:
         return f"column {name!r} is missing"
@@ -119,7 +119,7 @@ def resolve_nli_columns(
 def file_triplets(
     files: Iterable[tuple[str, str, str]], columns: Mapping[str, str]
 ) -> Iterator[dict[str, str | None]]:
-    """Triplets of all files together, then a row with a `problem` for each bad row."""
+    """Yield triplets of all files together, then a row with a `problem` for each bad row."""
     rows = (
         (f"{path} row {row.number}", row.values, row.problem)
         for path, *_ in files
@@ -131,7 +131,7 @@ def file_triplets(
 def dataset_triplets(
     dataset: Dataset, columns: Mapping[str, str], source: str
 ) -> Iterator[dict[str, str | None]]:
-    """Triplets of a data set, then a row with a `problem` for each bad row."""
+    """Yield triplets of a data set, then a row with a `problem` for each bad row."""
     label = columns["label"]
     # A ClassLabel says what its numbers mean, and not every data set has entailment first.
     names: list[str] = getattr(dataset.features[label], "names", None) or []

@@ -45,7 +45,7 @@ def load_labelled(path: str | Path) -> Dataset:
 
 
 def load_texts(path: str | Path) -> list[str]:
-    """All texts of a file: of its only column, or of those that training and evaluation know.
+    """Load all texts of a file: of its only column, or of those that training and evaluation know.
 
     Raises:
         InputError: No such column, or a row with an empty text.
@@ -61,7 +61,7 @@ def load_texts(path: str | Path) -> list[str]:
 
 
 def file_columns(path: str | Path) -> list[str]:
-    """Names of the columns of one evaluation file.
+    """Return names of the columns of one evaluation file.
 
     Raises:
         InputError: No such file, several, or one that cannot be read.
@@ -96,7 +96,7 @@ def _read(
     columns: Sequence[str],
     find_problem: Callable[[Mapping[str, object]], str | None] | None = None,
 ) -> dict[str, list[Any]]:
-    """Columns of texts as lists, and the last with them, which `find_problem` then checks."""
+    """Read columns of texts as lists, and the last, which `find_problem` then checks."""
     file = _one_file(path)
     advice = "Rename the columns of the file."
     schema.require_known(readers.column_names(file), columns, source=str(file), advice=advice)
@@ -130,7 +130,7 @@ def _find_label_problem(row: Mapping[str, object]) -> str | None:
 
 
 def _to_dataset(data: Mapping[str, list[Any]], last: str) -> Dataset:
-    """All columns are text but for the last, whose type is given."""
+    """Make a data set in which all columns but the last are text."""
     from datasets import Dataset, Features, Value
 
     types = dict.fromkeys(data, "string") | {list(data)[-1]: last}

@@ -80,7 +80,7 @@ def expand_files(patterns: Sequence[str]) -> list[Path]:
 
 
 def file_format(path: Path) -> str:
-    """The suffix that decides on the reader: `.csv` for `train.CSV.gz`."""
+    """Return the suffix that decides on the reader: `.csv` for `train.CSV.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return next((suffix for suffix in reversed(suffixes) if suffix not in _COMPRESSIONS), "")
 
@@ -104,13 +104,13 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def sample_rows(path: Path) -> list[Row]:
-    """The first `SAMPLE_ROWS` rows, as `read_rows` gives them."""
+    """Return the first `SAMPLE_ROWS` rows, as `read_rows` gives them."""
     with open_table(path) as (_, rows):
         return list(islice(filter(None, rows), SAMPLE_ROWS))
 
 
 def column_names(path: Path) -> list[str]:
-    """Names of the columns, from the header where the format has one.
+    """Return names of the columns, from the header where the format has one.
 
     For jsonl they are those of the first `SAMPLE_ROWS` objects. A text file's column is `text`.
 
@@ -130,7 +130,7 @@ def column_names(path: Path) -> list[str]:
 
 
 def find_files(pattern: str) -> list[Path]:
-    """The files of one name or pattern; see `expand_files`, which also looks at their kind."""
+    """Return the files of a name or pattern; `expand_files` also looks at their kind."""
     path = Path(os.path.expanduser(pattern))
     if path.is_dir():
         inside = sorted(file.name for file in path.iterdir() if file_format(file) in _READERS)
@@ -155,7 +155,7 @@ def find_files(pattern: str) -> list[Path]:
 
 @contextmanager
 def open_table(path: Path) -> Iterator[Table]:
-    """Names of the columns, and rows; a file of unknown kind has a text a line."""
+    """Open a table: names of the columns, and rows; a file of unknown kind has a text a line."""
     try:
         with _open(path) as file:
             yield _READERS.get(file_format(path), read_txt)(file, str(path))
@@ -211,13 +211,13 @@ class _Lines(Iterator[str]):
         return self.last
 
     def take_problem(self) -> str | None:
-        """What was wrong with the lines since the last call."""
+        """Return the problem with the lines since the last call, if any."""
         problem, self._problem = self._problem, None
         return problem
 
 
 def read_txt(file: IO[bytes], source: str) -> Table:
-    """A text a line, in the column `text`."""
+    """Read a text a line, in the column `text`."""
     lines = _Lines(file, source)
     rows = (
         Row(lines.number, {"text": line.rstrip("\r\n")}, lines.take_problem())
@@ -233,7 +233,7 @@ def _read_csv(file: IO[bytes], source: str) -> Table:
 
 
 def _read_tsv(file: IO[bytes], source: str) -> Table:
-    """Records of one line each where nothing is quoted, as most such files are; else as in csv."""
+    """Read a record a line where nothing is quoted, as most such files are; else as in csv."""
     with _open(Path(source)) as again:
         quoted = _is_quoted(again, source)
     lines = _Lines(file, source)
@@ -259,7 +259,7 @@ def _read_records(records: Iterator[_Record], source: str, delimiter: str) -> Ta
 
 
 def _is_quoted(file: IO[bytes], source: str) -> bool:
-    """Whether tab-separated cells are quoted as in csv, rather than quotes part of the texts.
+    """Return whether cells are quoted as in csv; otherwise quotes are part of the texts.
 
     Writers of csv quote a cell that holds a tab, a line end or a quote, and double the quotes
     within. A lone quote says that nothing is quoted, also where another one some lines further

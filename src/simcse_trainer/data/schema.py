@@ -103,7 +103,7 @@ def find_numeric_column(
 
 
 def is_number(text: str) -> bool:
-    """Whether Python reads the text as a number."""
+    """Return whether Python reads the text as a number."""
     try:
         float(text)
     except ValueError:
@@ -138,12 +138,12 @@ def require_known(names: Sequence[str], wanted: Iterable[str], *, source: str, a
 
 
 def suggest_fix(needs: str, what: str) -> str:
-    """The end of an error about a row: what each row needs, and what to do."""
+    """Return the end of an error about a row: what each row needs, and what to do."""
     return f"Every row needs {needs}; fix the row, or pass --drop_invalid_rows true to skip {what}."
 
 
 def count_texts(roles: Collection[str]) -> str:
-    """What each row needs: "1 text", "2 texts"."""
+    """Say how many texts each row needs: "1 text", "2 texts"."""
     return "1 text" if len(roles) == 1 else f"{len(roles)} texts"
 
 
@@ -193,7 +193,7 @@ class ExampleCheck:
     def __call__(
         self, batch: Mapping[str, list[object]], indices: list[int]
     ) -> dict[str, list[Any]]:
-        """The same texts under canonical names; none for a row to drop."""
+        """Return the same texts under canonical names; none for a row to drop."""
         row = {name: cells[0] for name, cells in batch.items()}
         problem = find_problem(row, self.columns)
         if problem is None:
@@ -208,18 +208,18 @@ class ExampleCheck:
 
 
 def suggest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """` (nearest: 'x')` for an unknown name; empty if nothing is near."""
+    """Return ` (nearest: 'x')` for an unknown name; empty if nothing is near."""
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
     return f" (nearest: {near[0]!r})" if near else ""
 
 
 def quote_names(names: Iterable[str]) -> str:
-    """Names in quotes, on one line, whatever is in them."""
+    """Quote names, on one line, whatever is in them."""
     return ", ".join(map(repr, names)) or "no columns"
 
 
 def describe(value: object) -> str:
-    """Kind and value of something that is not what was expected, shortened."""
+    """Describe something that is not what was expected by its kind and value, shortened."""
     kind = _KINDS.get(type(value), f"of type {type(value).__name__}")
     return f"{kind} ({reprlib.repr(value)})"
 

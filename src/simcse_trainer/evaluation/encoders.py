@@ -180,7 +180,7 @@ class ResultRow:
         return self.pooling if self.whitening is None else f"{self.pooling}, {self.whitening}"
 
     def as_json(self) -> dict[str, Any]:
-        """Scores and space apart; NaN, which JSON does not have, as null."""
+        """Return scores and space apart; NaN, which JSON does not have, as null."""
         values = {k: v if math.isfinite(v) else None for k, v in self.results.items()}
         return {
             "pooling": self.pooling,
@@ -257,7 +257,7 @@ def write_results(
 
 
 def count_sentences(suite: Suite) -> dict[str, int]:
-    """How many there are, and how many different ones, which is how many were encoded."""
+    """Count the sentences, and the different ones, which are those that were encoded."""
     texts = [text for task in suite.texts().values() for text in task]
     return {"all": len(texts), "different": len(set(texts))}
 

@@ -41,7 +41,7 @@ class PublishedRow:
 
 
 def find_backbone(config: Any) -> str | None:
-    """The paper's name of a backbone with this configuration, None for all others."""
+    """Return the paper's name of a backbone with this configuration, None for all others."""
     names = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
     return _BACKBONES.get(tuple(getattr(config, name, None) for name in names))  # type: ignore[arg-type]
 
@@ -110,7 +110,7 @@ _TITLES = {"stsb": "STS-B", "sickr": "SICK-R", "korsts": "KorSTS"}
 
 
 def format_tables(rows: Mapping[str, Results], backbone: str | None) -> str:
-    """The STS table, the transfer table and the space, each where there is something in it.
+    """Format the STS table, the transfer table and the space, each where there is data for it.
 
     Args:
         rows: Label -> what `evaluate_suite` found, of the same tasks.
@@ -137,7 +137,7 @@ def format_tables(rows: Mapping[str, Results], backbone: str | None) -> str:
 
 
 def _tasks(rows: Mapping[str, Results], ending: str, order: Sequence[str]) -> list[str]:
-    """The tasks with such a result, the paper's in its order before all others."""
+    """Return the tasks with such a result, the paper's in its order before all others."""
     first = next(iter(rows.values()))
     found = [key.removesuffix(ending) for key in first if key.endswith(ending)]
     return sorted(found, key=lambda task: order.index(task) if task in order else len(order))
@@ -152,7 +152,7 @@ def _published(row: PublishedRow, tasks: Sequence[str], order: Sequence[str]) ->
 
 
 def _with_mean(scores: Sequence[float | None]) -> list[float | None]:
-    """The scores and their mean, which there is only if they all are."""
+    """Return the scores and their mean, which there is only if they all are."""
     known = [score for score in scores if score is not None]
     mean = sum(known) / len(known) if len(known) == len(scores) else None
     return [*scores, mean]

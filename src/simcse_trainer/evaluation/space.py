@@ -18,7 +18,7 @@ _CHUNK_ELEMENTS = 2**22
 
 
 def alignment(x: Tensor, y: Tensor) -> float:
-    """How close the embeddings of texts of one meaning are; lower is better, 0 is best.
+    """Compute how close the embeddings of texts of one meaning are; lower is better, 0 is best.
 
     l_align = E ||f(x) - f(y)||^2 over positive pairs (Wang and Isola 2020, section 4.1.1,
     alpha = 2; Gao et al. 2021, equation 2).
@@ -40,7 +40,7 @@ def alignment(x: Tensor, y: Tensor) -> float:
 
 
 def uniformity(x: Tensor) -> float:
-    """How evenly embeddings cover the sphere; lower is better.
+    """Compute how evenly embeddings cover the sphere; lower is better.
 
     l_uniform = log E exp(-2 ||f(x) - f(y)||^2) over distinct pairs (Wang and Isola 2020, section
     4.1.2, t = 2; Gao et al. 2021, equation 3). Quadratic in time; its memory is bounded.
@@ -66,7 +66,7 @@ def uniformity(x: Tensor) -> float:
 
 
 def anisotropy(x: Tensor) -> float:
-    """Mean cosine of distinct embeddings: 0 for all directions alike, 1 for a single one.
+    """Compute the mean cosine of distinct embeddings: 0 for all directions alike, 1 for one.
 
     Ethayarajh 2019, section 3.3, over all pairs instead of a sample: the sum of all cosines is the
     squared length of the sum of all unit vectors, so it is exact and linear in time.
@@ -85,7 +85,7 @@ def anisotropy(x: Tensor) -> float:
 
 
 def singular_values(x: Tensor) -> Tensor:
-    """How far embeddings reach along each direction of their space, the furthest first.
+    """Compute how far embeddings reach along each direction of their space, the furthest first.
 
     The singular values of the matrix whose rows are the embeddings on the unit sphere, not centred:
     their squares sum to n, and the first one grows with the direction that all rows share (Gao et
@@ -106,7 +106,7 @@ def singular_values(x: Tensor) -> Tensor:
 
 
 def effective_rank(sigma: Tensor) -> float:
-    """How many directions are in use: 1 for a single one, Q where all are used alike.
+    """Compute how many directions are in use: 1 for a single one, Q where all are used alike.
 
     erank = exp(-sum_k p_k log p_k) with p_k = sigma_k / sum_j sigma_j (Roy and Vetterli 2007,
     definition 1).
@@ -144,12 +144,12 @@ class Whitening:
     kernel: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[n, D] -> [n, K], in the precision of the fit."""
+        """Map [n, D] to [n, K], in the precision of the fit."""
         return (x.to(self.mean) - self.mean) @ self.kernel
 
 
 def fit_whitening(x: Tensor) -> Whitening:
-    """The map after which the embeddings x have mean zero and the identity as covariance.
+    """Fit the map after which the embeddings x have mean zero and the identity as covariance.
 
     mu = mean x, Sigma = mean (x - mu)^T (x - mu) = U Lambda U^T, W = U Lambda^(-1/2) (Su et al.
     2021, algorithm 1). K is the rank of Sigma: a direction in which the sentences do not differ

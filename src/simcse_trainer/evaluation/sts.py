@@ -96,7 +96,7 @@ def load_sts_tasks(
 
 
 def evaluate_sts(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:
-    """Spearman correlation, times 100, of cosine similarities with gold scores.
+    """Compute Spearman's correlation, times 100, of cosine similarities with gold scores.
 
     Args:
         encode: Texts to embeddings [n, D]; called once, with every different text once.
@@ -131,7 +131,7 @@ def evaluate_sts(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:
 
 
 def get_scale(scores: Sequence[float]) -> float:
-    """The highest score there could be: scales end at 1, at 5, or where the data do."""
+    """Return the highest score there could be: scales end at 1, at 5, or where the data do."""
     highest = max(scores)
     return next((top for top in (1.0, 5.0) if highest <= top), highest)
 
@@ -139,7 +139,7 @@ def get_scale(scores: Sequence[float]) -> float:
 def _describe_space(
     embeddings: Tensor, positives: Sequence[tuple[Tensor, Tensor]]
 ) -> dict[str, float]:
-    """See `evaluate_sts`. Of many sentences uniformity takes every n-th, the same every time."""
+    """Describe the space; of many sentences uniformity takes every n-th, the same every time."""
     found = {}
     first, second = (torch.cat(side) for side in zip(*positives, strict=True))
     if len(first):

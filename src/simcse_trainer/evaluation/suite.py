@@ -40,7 +40,7 @@ class Suite:
     transfer: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Task -> split -> examples; the split of an STS task is called `pairs`."""
+        """Count examples by task and split; the split of an STS task is called `pairs`."""
         scored = {name: {"pairs": len(data["score"])} for name, data in self.sts.items()}
         labelled = {
             name: {split: len(data["label"]) for split, data in splits.items()}
@@ -49,7 +49,7 @@ class Suite:
         return scored | labelled
 
     def texts(self) -> dict[str, list[str]]:
-        """Task -> all its texts, as often as they occur."""
+        """Return the texts of each task, as often as they occur."""
         scored = {name: split_texts(data) for name, data in self.sts.items()}
         labelled = {
             name: [text for data in splits.values() for text in split_texts(data)]
@@ -59,7 +59,7 @@ class Suite:
 
 
 def default_tasks(split: str, data_dir: str | None) -> list[str]:
-    """The paper's STS tasks, or all tasks of a folder, the paper's first."""
+    """Return the paper's STS tasks, or all tasks of a folder, the paper's first."""
     if data_dir is None:
         return list(STS_TASKS)
     there = {
@@ -127,7 +127,7 @@ def encode_once(encode: Encoder, texts: Iterable[str]) -> Encoder:
 
 
 def evaluate_suite(encode: Encoder, suite: Suite) -> dict[str, float]:
-    """What `evaluate_sts` and `evaluate_transfer` find."""
+    """Run `evaluate_sts` and `evaluate_transfer`."""
     found = evaluate_sts(encode, suite.sts) if suite.sts else {}
     return found | (evaluate_transfer(encode, suite.transfer) if suite.transfer else {})
 
@@ -135,7 +135,7 @@ def evaluate_suite(encode: Encoder, suite: Suite) -> dict[str, float]:
 def evaluate_whitened(
     encode: Encoder, suite: Suite, *, fit_on: Sequence[str] = ()
 ) -> dict[str, float]:
-    """The same after whitening.
+    """Evaluate the same after whitening.
 
     Args:
         encode: Texts to embeddings [n, D]; asked for every text often: see `encode_once`.

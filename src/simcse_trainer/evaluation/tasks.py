@@ -41,7 +41,7 @@ EVALUATE_OPTIONS = OptionNames("--tasks", "--split", "--data_dir")
 
 
 def find_task_file(task: str, split: str, data_dir: Path, options: OptionNames) -> Path:
-    """The file of a split.
+    """Find the file of a split.
 
     Raises:
         InputError: It is not there; what is there is listed.
@@ -60,7 +60,7 @@ def find_task_file(task: str, split: str, data_dir: Path, options: OptionNames) 
 def load_from_hub(
     task: str, hub: HubTask, split: str, columns: tuple[str, ...], options: OptionNames
 ) -> Any:
-    """A split of a Hub data set.
+    """Load a split of a Hub data set.
 
     Args:
         task: Its name, for errors.

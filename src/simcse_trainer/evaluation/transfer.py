@@ -94,7 +94,7 @@ def load_transfer_task(task: str, *, data_dir: str | None, options: OptionNames)
 
 
 def evaluate_transfer(encode: Encoder, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Accuracy, times 100, of a logistic regression on frozen embeddings.
+    """Compute the accuracy, times 100, of a logistic regression on frozen embeddings.
 
     Args:
         encode: Texts to embeddings [n, D].
@@ -121,7 +121,7 @@ def evaluate_transfer(encode: Encoder, tasks: Mapping[str, Mapping[str, Any]]) -
 
 
 def split_texts(data: Any) -> list[str]:
-    """All texts of a split."""
+    """Return all texts of a split."""
     return [text for name in ("text", "sentence1", "sentence2") for text in _column(data, name)]
 
 
@@ -139,7 +139,7 @@ def _join(parts: list[Any]) -> Any:
 def _predict(
     task: str, splits: Mapping[str, Any], encode: Encoder
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Predicted and true classes of what is tested on, and how many classes there are."""
+    """Return predicted and true classes of the tested examples, and how many classes there are."""
     labels = {split: [str(x) for x in data["label"]] for split, data in splits.items()}
     classes = sorted({label for split in labels.values() for label in split})
     _check_classes(task, labels, classes)
@@ -168,7 +168,7 @@ def _predict(
 
 
 def _features(data: Any, encode: Encoder) -> np.ndarray:
-    """[n, D] of texts, [n, 2 D] of pairs; float64."""
+    """Make features [n, D] of texts, [n, 2 D] of pairs; float64."""
     sides = [
         encode(column).double().numpy()
         for name in ("text", "sentence1", "sentence2")

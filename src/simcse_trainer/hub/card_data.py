@@ -148,7 +148,7 @@ def check_language(code: str) -> None:
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether this could be the name of a repository on the Hub."""
+    """Return whether this could be the name of a repository on the Hub."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -157,7 +157,7 @@ def is_repo_id(name: str) -> bool:
 
 
 def hub_metadata(facts: CardData) -> ModelCardData:
-    """The metadata, checked by huggingface_hub; a missing fact has no key."""
+    """Make the metadata, checked by huggingface_hub; a missing fact has no key."""
     results = _eval_results(facts)
     other: dict[str, Any] = {}
     if facts.base_model:
@@ -182,7 +182,7 @@ def hub_metadata(facts: CardData) -> ModelCardData:
 
 
 def finite(scores: Mapping[str, float]) -> dict[str, float]:
-    """Without correlations that do not exist."""
+    """Leave out correlations that do not exist."""
     return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 

@@ -45,7 +45,7 @@ class HubSettings:
     timeout_s: float = 60.0
 
     def __repr__(self) -> str:
-        """Without the token."""
+        """Show the client without its token."""
         return (
             f"HubSettings(name={self.name!r}, private={self.private}, timeout_s={self.timeout_s})"
         )

@@ -63,12 +63,12 @@ class HubFailure(Exception):
         return self.refused and self.status is None
 
     def as_dict(self) -> dict[str, Any]:
-        """For the way between processes; the constructor's arguments."""
+        """Return the constructor's arguments, to send them between processes."""
         return dict(vars(self))
 
 
 def explain(error: BaseException) -> HubFailure:
-    """Any exception of the client as a `HubFailure`."""
+    """Turn any exception of the client into a `HubFailure`."""
     if isinstance(error, HubFailure):
         return error
     if isinstance(error, InputError):
@@ -143,7 +143,7 @@ class Retries:
 
 
 def _wait(response: Any) -> float | None:
-    """Seconds that the answer asks to wait: `Retry-After`, or a spent `ratelimit`."""
+    """Return the seconds that the answer asks to wait: `Retry-After`, or a spent `ratelimit`."""
     limit = parse_ratelimit_headers(response.headers)
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)

@@ -25,7 +25,7 @@ _SENTENCES = {
 
 
 def render_card(facts: CardData, template: str | None = None) -> str:
-    """The whole text of `README.md`, with the metadata that the Hub reads.
+    """Render the whole text of `README.md`, with the metadata that the Hub reads.
 
     Args:
         facts: What is known of the model and its run.
@@ -55,7 +55,7 @@ _TEMPLATE = "model_card_template.md"
 
 
 def read_template(path: str | None) -> str:
-    """A template's text, the project's own by default.
+    """Read a template's text, the project's own by default.
 
     Raises:
         InputError: The user's own cannot be read, does not render, or leaves out the metadata.
@@ -87,7 +87,7 @@ def read_template(path: str | None) -> str:
 
 
 def template_values(facts: CardData) -> dict[str, Any]:
-    """What a template can use.
+    """Return the values that a template can use.
 
     Each fact under its own name, escaped for Markdown; and
     `title`; `base_model_url`; `sentences`, two to embed; `model_id` as a Python literal;
@@ -137,7 +137,7 @@ def template_values(facts: CardData) -> dict[str, Any]:
 
 
 def show(value: Any) -> str:
-    """An option's value as a config file has it."""
+    """Format an option's value as a config file has it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
@@ -146,7 +146,7 @@ def show(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as "1 h 5 min", "1 min 9 s" or "9 s"."""
+    """Format a duration, such as "1 h 5 min", "1 min 9 s" or "9 s"."""
     total = round(seconds)
     hours, minutes, rest = total // 3600, total // 60 % 60, total % 60
     if hours:
@@ -227,12 +227,12 @@ _NO_SECRETS = ("--append_eos_token",)
 
 
 def escape(text: object) -> str:
-    """One line that Markdown, tables of it, HTML and mathematics on the Hub show as it is."""
+    """Make one line that Markdown, tables of it, HTML and mathematics on the Hub show as it is."""
     return _MARKDOWN.sub(r"\\\1", _one_line(str(text))).translate(_HTML)
 
 
 def escape_example(text: str) -> str:
-    """A text of the data: cut, and escaped."""
+    """Cut a text of the data, and escape it."""
     line = _one_line(text)
     if len(line) > MAX_CHARACTERS:
         line = line[: MAX_CHARACTERS - 4].rstrip() + " ..."
@@ -240,17 +240,17 @@ def escape_example(text: str) -> str:
 
 
 def escape_url(name: str) -> str:
-    """A name on the Hub as part of an address."""
+    """Escape a name on the Hub for an address."""
     return quote(name, safe="/")
 
 
 def python_string(text: str) -> str:
-    """A text as a Python literal, on one line."""
+    """Write a text as a Python literal, on one line."""
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def cut_paths(value: Any) -> Any:
-    """JSON's values with the last name of each absolute path in place of the path."""
+    """Put the last name of each absolute path in JSON's values in place of the path."""
     if isinstance(value, str):
         if value[:1] == "/" or PureWindowsPath(value).is_absolute():  # spaces are part of it
             return _last_name(value)
@@ -261,13 +261,13 @@ def cut_paths(value: Any) -> Any:
 
 
 def fence(code: str, language: str) -> str:
-    """A code block that its own content cannot end."""
+    """Make a code block that its own content cannot end."""
     ticks = "`" * max([3, *(len(run) + 1 for run in re.findall(r"`{3,}", code))])
     return f"{ticks}{language}\n{code}\n{ticks}"
 
 
 def shell_command(words: Sequence[str]) -> str:
-    """A command as one types it, without options that hold secrets."""
+    """Write a command as one types it, without options that hold secrets."""
     kept: list[str] = []
     secret = False
     for word in words:

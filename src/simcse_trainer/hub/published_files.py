@@ -187,7 +187,7 @@ def _match(folder: Path, pattern: str) -> list[str]:
 
 
 def _portable_text(path: Path, base_model: str | None) -> str | None:
-    """The contents without paths; None where the file can stay as it is."""
+    """Return the contents without paths; None where the file can stay as it is."""
     name = path.name
     if name in _REPORTS:
         content = _read(path)
@@ -216,7 +216,7 @@ def _cut_names(content: Any, key: str = "") -> Any:
 
 
 def _read(path: Path, kind: type = dict) -> Any:
-    """A JSON file's contents; empty where they are of another kind, or cannot be read."""
+    """Read a JSON file; empty where it is of another kind, or cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

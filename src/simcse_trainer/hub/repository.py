@@ -64,7 +64,7 @@ class HubRepository:
     _state: str | None = None
 
     def __post_init__(self) -> None:
-        """The token is sent with every request of this client."""
+        """Build the client: the token is sent with every request of it."""
         self.api = HfApi(token=self.token)
 
     @property
@@ -81,7 +81,7 @@ class HubRepository:
         return self._full_name or self.name
 
     def check(self) -> None:
-        """Token, permission and repository (made if it is not there), before they matter."""
+        """Check token, permission and repository (made if it is not there), before they matter."""
         try:
             user = self.api.whoami()
         except HfHubHTTPError as error:
@@ -97,7 +97,7 @@ class HubRepository:
         self.api.auth_check(self.full_name, write=True)
 
     def check_card(self, content: str) -> None:
-        """Whether the Hub takes a card's metadata."""
+        """Check that the Hub takes a card's metadata."""
         try:
             ModelCard(content).validate(repo_type="model")
         except json.JSONDecodeError:
@@ -142,7 +142,7 @@ class HubRepository:
         return commits
 
     def download(self, revision: str, folder: Path, report: Report) -> str:
-        """A training state, each file checked against the checksums that came with it.
+        """Download a training state, each file checked against the checksums that came with it.
 
         Args:
             revision: Branch, commit, or tag; that of a model stands for its training state.
@@ -209,7 +209,7 @@ class HubRepository:
     def _fetch(
         self, name: str, commit: str, folder: Path, is_right: Callable[[Path], bool]
     ) -> None:
-        """Download; the client accepts altered bytes of the right length, so look at them."""
+        """Download a file and check it: the client accepts altered bytes of the right length."""
         for again in (False, True):
             path = self.api.hf_hub_download(
                 self.full_name, name, revision=commit, local_dir=folder, force_download=again
@@ -310,7 +310,7 @@ class HubRepository:
     def _is_of_old_version(
         self, push: FolderPush, commit: str, remote: Mapping[str, RepoFile]
     ) -> bool:
-        """Whether version 0.1.0 has pushed there: it left no manifest."""
+        """Return whether version 0.1.0 has pushed there: it left no manifest."""
         if TRAINING_ARGS in remote or (push.is_state and OLD_CHECKSUMS in remote):
             return True
         if CARD not in remote or remote[CARD].size > _LONGEST_LIST:
@@ -387,7 +387,7 @@ class HubRepository:
         return FileRecord(path.stat().st_size, *self._digest(path))
 
     def _digest(self, path: Path) -> tuple[str, str]:
-        """SHA-256 of the contents, and the SHA-1 that git names them by; once per file."""
+        """Compute SHA-256 of the contents, and the SHA-1 that git names them by; once per file."""
         stat = path.stat()
         key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
         if key not in self._digests:
@@ -406,7 +406,7 @@ class HubRepository:
         return _same(entry, self._record(path))
 
     def _refuse_token(self, paths: Iterable[Path]) -> None:
-        """A log or an argument file of the user's that holds the token must not become public."""
+        """Refuse a log or an argument file that holds the token: it must not become public."""
         token = (self.token or get_token() or "").encode()
         for path in paths:
             if token and path.stat().st_size < _LARGE and token in path.read_bytes():
@@ -414,7 +414,7 @@ class HubRepository:
 
 
 def _reasons(text: str) -> str:
-    """Of the Hub's answer about metadata."""
+    """Return the reasons in the Hub's answer about metadata."""
     try:
         return "; ".join(error["message"] for error in json.loads(text)["errors"])
     except (ValueError, KeyError, TypeError):

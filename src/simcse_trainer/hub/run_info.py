@@ -206,7 +206,7 @@ def make_card_data(
 def take_examples(
     dataset: Dataset | IterableDataset, model: SimCSEModel, count: int = 3
 ) -> Examples:
-    """The first rows of text columns, or of `input_ids` decoded."""
+    """Take the first rows of text columns, or of `input_ids` decoded."""
     rows: list[dict[str, Any]] = list(dataset.take(count))
     names = list(rows[0]) if rows else []
     if INPUT_IDS not in names:
@@ -242,7 +242,7 @@ _POSITIVES = {
 
 
 def changed_options(options: Any) -> dict[str, Any]:
-    """The options of a dataclass that differ from their defaults and say something of the model."""
+    """Return the options that differ from their defaults and say something of the model."""
     changed = {}
     for option in fields(options):
         name, value = option.name, getattr(options, option.name)
@@ -273,7 +273,7 @@ def describe_options(args: Any) -> dict[str, Any]:
 
 
 def write_merged_card(model: SimCSEModel, folder: Path) -> None:
-    """The card of an adapter that was merged after its run, from what the model itself says."""
+    """Write the card of an adapter that was merged after its run, from what the model says."""
     base = model.base_weights.name if model.base_weights else ""
     facts = CardData(
         model_id=str(folder), **describe_model(model, "merged"), base_model=_find_base_model(base)
@@ -312,7 +312,7 @@ def describe_model(model: SimCSEModel, lora_save: str | None) -> dict[str, Any]:
 
 
 def _find_loaders(model: SimCSEModel) -> Sequence[str]:
-    """Of an adapter; `AutoModel` puts it on the base model as that is."""
+    """List the loaders of an adapter; `AutoModel` puts it on the base model as that is."""
     if is_bidirectional(model.config):
         return LOADERS[1:2]
     return LOADERS[:2] if quantization_bits(get_base_model(model.backbone)) else LOADERS
@@ -322,7 +322,7 @@ _HEADS = {None: "none", True: "in training only", False: "linear and tanh"}
 
 
 def _find_base_model(name: str) -> str:
-    """The name on the Hub of what was loaded; a folder has none, unless a package's."""
+    """Find the name on the Hub of the base; a folder has none, unless a package's."""
     for package, packaged in PACKAGED_MODELS.items():
         if name == package or Path(name).parts[-2:] == (packaged.module, packaged.folder):
             return packaged.hub_name
@@ -330,7 +330,7 @@ def _find_base_model(name: str) -> str:
 
 
 def _find_scores(info: RunInfo, step: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Before training, and of the weights after a step; what was not measured is not told."""
+    """Find the scores before training and after the weights' step, where they were measured."""
     evaluations = {
         entry["step"]: {
             key.removeprefix("eval_"): value
@@ -371,7 +371,7 @@ def _portable_value(value: Any) -> Any:
 
 
 def _portable(text: str) -> str:
-    """Absolute paths are of one machine: from the working folder, or the name alone."""
+    """Shorten absolute paths, which are of one machine: to the working folder, or the name."""
     name, equals, value = text.partition("=") if text.startswith("--") else ("", "", text)
     path = Path(value)
     if not path.is_absolute():
@@ -381,7 +381,7 @@ def _portable(text: str) -> str:
 
 
 def describe_hardware(args: TrainingArguments) -> str:
-    """Such as "8 x NVIDIA H100 80GB HBM3"."""
+    """Describe the hardware, such as "8 x NVIDIA H100 80GB HBM3"."""
     count = args.world_size
     device = args.device
     if device.type == "cuda":
@@ -393,7 +393,7 @@ def describe_hardware(args: TrainingArguments) -> str:
 
 
 def read_emissions(folder: Path, since: float) -> tuple[float | None, float | None]:
-    """Energy in kWh and grams of CO2 equivalent that codecarbon measured.
+    """Read energy in kWh and grams of CO2 equivalent that codecarbon measured.
 
     Args:
         folder: Where it writes `emissions.csv`, a row per run.
@@ -411,7 +411,7 @@ def read_emissions(folder: Path, since: float) -> tuple[float | None, float | No
 
 @cache
 def find_commit() -> str:
-    """Of the checkout that this package runs from; empty where it is installed."""
+    """Find the commit of the checkout that this package runs from; empty where it is installed."""
     package = Path(__file__).resolve().parents[1]
     git = ["git", "-C", str(package)]
     try:

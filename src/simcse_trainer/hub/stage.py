@@ -223,7 +223,7 @@ def stage_pushes(
 
 
 def link_state(checkpoint: Path, best: Path | None, target: Path) -> bool:
-    """All of a checkpoint, and the best model so far where that is another one.
+    """Link all of a checkpoint, and the best model so far where that is another one.
 
     Returns:
         Whether there is a state that may be fetched again: one of DeepSpeed may not.
@@ -253,7 +253,7 @@ def link_log(target: Path, run: Path) -> None:
 
 
 def get_commit_message(state: Mapping[str, Any], step: int, metric: str | None = None) -> str:
-    """Such as `step 500: stsb_spearman 78.31`, from a `trainer_state.json`."""
+    """Write a message such as `step 500: stsb_spearman 78.31`, from a `trainer_state.json`."""
     entries = [entry for entry in state.get("log_history") or () if isinstance(entry, dict)]
     found = [entry for entry in entries if entry.get("step") == step]
     scores = {
@@ -326,12 +326,12 @@ def push_words(folder: Path | str, repository: str, options: str) -> str:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """`trainer_state.json`; empty where there is none."""
+    """Read `trainer_state.json`; empty where there is none."""
     return read_json(folder / STATE)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's mapping; empty where there is none."""
+    """Read a JSON file's mapping; empty where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -340,7 +340,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find_model(folder: Path) -> Path:
-    """The model to push of a folder: itself, else its run's best or newest checkpoint.
+    """Find the model of a folder to push: itself, else its run's best or newest checkpoint.
 
     Raises:
         InputError: There is no model in it.
@@ -367,7 +367,7 @@ def get_best_checkpoint(checkpoint: Path) -> Path | None:
 
 
 def _guess_step(model: Path, state: dict[str, Any], arguments: dict[str, Any]) -> int | None:
-    """The step of a model that version 0.1.0 has saved: its folder does not say."""
+    """Guess the step of a model that version 0.1.0 has saved: its folder does not say."""
     best, last = state.get("best_model_checkpoint"), state.get("global_step")
     step = get_step(model)
     if step is None and arguments.get("load_best_model_at_end") and isinstance(best, str):

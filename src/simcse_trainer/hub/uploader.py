@@ -233,7 +233,7 @@ class Uploader:
                 logger.warning("%s", note)
 
     def _pause_s(self) -> float:
-        """What is left of the time that the Hub asked to wait, also for a newer upload."""
+        """Return the rest of the time that the Hub asked to wait, also for a newer upload."""
         return max(self._not_before - time.monotonic(), 0.0)
 
     def _replaced(self) -> bool:
@@ -246,7 +246,7 @@ class Uploader:
 
 
 def _is_definite(failure: BaseException | None) -> bool:
-    """An answer about the token, the permission, the name or the metadata."""
+    """Return whether an answer is about the token, the permission, the name or the metadata."""
     return isinstance(failure, HubFailure) and failure.refused and failure.status in (400, 401, 403)
 
 

@@ -97,7 +97,7 @@ def serve(simcse: SimCSE, *, host: str, port: int | None) -> Any:
 
 
 def build_page(simcse: SimCSE) -> Any:
-    """A `gradio.Blocks` of two tabs; `simcse` has an index."""
+    """Build a `gradio.Blocks` of two tabs; `simcse` has an index."""
     import gradio
 
     assert simcse.index is not None
@@ -135,7 +135,7 @@ def build_page(simcse: SimCSE) -> Any:
 
 
 def search_html(simcse: SimCSE, query: str, top_k: float, threshold: float) -> str:
-    """The hits of a query as a list with bars, or what is missing in words."""
+    """Show the hits of a query as a list with bars, or say what is missing."""
     if not query.strip():
         return "<p>Write what you are looking for.</p>"
     hits: Any = simcse.search(query, top_k=int(top_k), threshold=threshold)
@@ -145,7 +145,7 @@ def search_html(simcse: SimCSE, query: str, top_k: float, threshold: float) -> s
 
 
 def compare_html(simcse: SimCSE, text: str) -> str:
-    """The cosines of all pairs of lines as a heat map, or what is wrong with the lines."""
+    """Show the cosines of all pairs of lines as a heat map, or say what is wrong with the lines."""
     sentences = [line.strip() for line in text.splitlines() if line.strip()]
     if not 2 <= len(sentences) <= MOST_COMPARED:
         return f"<p>Expected 2 to {MOST_COMPARED} sentences, found {len(sentences)}.</p>"
@@ -163,7 +163,7 @@ def _list_hits(hits: Hits) -> str:
 
 
 def _heat_map(sentences: Sequence[str], cosines: np.ndarray) -> str:
-    """A table [n, n]; where the page is narrow the rows have numbers, and the texts stand below."""
+    """Build a table [n, n]; on a narrow page rows have numbers, and the texts stand below."""
     numbers = range(1, len(sentences) + 1)
     rows = [
         f'<tr><th class="text" scope="row"><span class="number">{number}</span>'
@@ -179,7 +179,7 @@ def _heat_map(sentences: Sequence[str], cosines: np.ndarray) -> str:
 
 
 def _cell(cosine: float) -> str:
-    """From nearly white at 0 and below to dark blue at 1."""
+    """Colour a cell from nearly white at 0 and below to dark blue at 1."""
     fraction = min(max(float(cosine), 0.0), 1.0)
     red, green, blue = (round(a + (b - a) * fraction) for a, b in ((240, 8), (245, 69), (250, 128)))
     ink = "#fff" if fraction > 0.5 else "#111"

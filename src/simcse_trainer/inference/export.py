@@ -23,7 +23,7 @@ Writer: TypeAlias = Callable[[Iterable[Block], int], int]
 
 @contextmanager
 def open_embeddings(path: Path) -> Iterator[Writer]:
-    """A writer of `path`: of .npy, or of .jsonl with `text` and `embedding`.
+    """Open a writer of `path`: of .npy, or of .jsonl with `text` and `embedding`.
 
     It writes to a file beside it, which takes its name at the end, if nothing failed until then.
 
@@ -45,7 +45,7 @@ def open_embeddings(path: Path) -> Iterator[Writer]:
 
 
 def _write_npy(file: IO[bytes], blocks: Iterable[Block], dimension: int) -> int:
-    """An array [N, D] of float32. numpy leaves room in a header for the rows to become more."""
+    """Write an array [N, D] of float32. numpy's headers leave space for the rows to become more."""
     _write_header(file, 0, dimension)
     start, count = file.tell(), 0
     for texts, embeddings in blocks:

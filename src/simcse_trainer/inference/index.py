@@ -71,7 +71,7 @@ class Vectors:
 
     @classmethod
     def join(cls, parts: Iterable[Vectors]) -> Vectors:
-        """One behind the other; all of one storage and dimension."""
+        """Join vectors of one storage and dimension, one behind the other."""
         first, *others = parts
         codes = torch.cat([first.codes, *(part.codes for part in others)])
         scales = torch.cat([first.scales, *(part.scales for part in others)])
@@ -89,11 +89,11 @@ class Vectors:
         return len(self.codes)
 
     def extended(self, embeddings: Tensor) -> Vectors:
-        """These and more unit vectors [M, D] behind them."""
+        """Return these and more unit vectors [M, D] behind them."""
         return Vectors.join([self, Vectors.pack(embeddings, self.storage)])
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Vectors [stop - start, D] in float32, whose products with a unit vector are the scores.
+        """Return float32 vectors [stop - start, D]: their products with a unit vector are scores.
 
         Of the signs s of a vector v this is s / |v|_1, whose product with v itself is 1: the
         estimator of Gao and Long 2024 ("RaBitQ", section 3.2) without their random rotation.
@@ -107,7 +107,7 @@ class Vectors:
         return codes.float() * self.scales[start:stop, None]
 
     def search(self, queries: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        """The rows with the largest products.
+        """Return the rows with the largest products.
 
         All rows are compared, block by block: memory follows the block, the index and what is
         returned, not the number of queries times N.
@@ -181,18 +181,18 @@ class FaissVectors:
         return int(self._index.ntotal)
 
     def extended(self, embeddings: Tensor) -> FaissVectors:
-        """These and more unit vectors [M, D] behind them, in the cells that there are."""
+        """Return these and more unit vectors [M, D] behind them, in the cells that there are."""
         other = self._copy()
         other._index.add(embeddings.numpy())
         return other
 
     def search(self, queries: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-        """As `Vectors.search`; a row number of -1 where the cells held fewer than k rows."""
+        """Search as `Vectors.search`; a row number of -1 where the cells held fewer than k rows."""
         scores, rows = self._index.search(queries.numpy(), min(top_k, len(self)))
         return torch.from_numpy(scores), torch.from_numpy(rows)
 
     def embeddings(self) -> Tensor:
-        """All vectors [N, D]."""
+        """Return all vectors [N, D]."""
         index = self._copy()._index
         if self.fast:
             index.make_direct_map()

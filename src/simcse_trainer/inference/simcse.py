@@ -204,7 +204,7 @@ class SimCSE:
     def similarity(
         self, queries: Texts, keys: Texts, device: str | torch.device | None = None
     ) -> float | np.ndarray:
-        """Cosines of sentences, or of embeddings that are already there.
+        """Compute the cosines of sentences, or of embeddings that are already there.
 
         Args:
             queries: N texts or embeddings [N, D]; or one text, or one embedding [D].
@@ -297,7 +297,7 @@ class SimCSE:
         *,
         rescore: int | None = None,
     ) -> Hits | list[Hits]:
-        """The nearest sentences of the index.
+        """Find the nearest sentences of the index.
 
         Args:
             queries: A text, or several.
@@ -376,7 +376,7 @@ class SimCSE:
         return Maker(self.name, self.truncate_dim, dtype, self._embed_unit(PROBE_TEXTS))
 
     def _rescore(self, index: Index, queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The same rows [Q, k] by their exact cosines, falling."""
+        """Sort the same rows [Q, k] by their exact cosines, falling."""
         different, places = rows.unique(return_inverse=True)
         found = self._embed_unit([index.sentences[row] for row in different.tolist()])
         pairs = zip(queries, places, strict=True)

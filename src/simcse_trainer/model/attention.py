@@ -39,7 +39,7 @@ def packed_attention(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function for `AttentionInterface`.
+    """Attend, as a function of the `AttentionInterface`.
 
     Args:
         module: The attention layer that calls it.
@@ -107,7 +107,7 @@ def _is_made_bidirectional(module: nn.Module) -> bool:
 
 
 def _pad(x: Tensor, pad_index: Tensor) -> Tensor:
-    """[1, heads, T, head size] -> [N, heads, L, head size]."""
+    """Pad [1, heads, T, head size] to [N, heads, L, head size]."""
     tokens = x[0].transpose(0, 1)
     if pad_index.numel() > len(tokens):
         tokens = tokens.index_select(0, pad_index.flatten())
@@ -116,7 +116,7 @@ def _pad(x: Tensor, pad_index: Tensor) -> Tensor:
 
 
 def _padded_mask(key_mask: Tensor, causal: bool, window: int | None) -> Tensor | None:
-    """`_visible_keys` for all heads, [N, 1, 1 or L, L]; None where causality alone decides."""
+    """Return `_visible_keys` for all heads, [N, 1, 1 or L, L]; None if only causality decides."""
     if causal and (window is None or window >= key_mask.shape[1]):
         # Padding is on the right: no token ever looks at it.
         return None
@@ -124,7 +124,7 @@ def _padded_mask(key_mask: Tensor, causal: bool, window: int | None) -> Tensor |
 
 
 def _visible_keys(key_mask: Tensor, causal: bool, window: int | None) -> Tensor:
-    """True where a query may look, [N, 1 or L, L]."""
+    """Return a mask [N, 1 or L, L], True where a query may look."""
     length = key_mask.shape[1]
     mask = key_mask[:, None]
     reach = length if window is None else min(window, length)

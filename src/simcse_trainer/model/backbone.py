@@ -58,7 +58,7 @@ def load_backbone(
     refuse_parts: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
-    """`AutoModel` without the pooling layer that some families add on top.
+    """Load an `AutoModel` without the pooling layer that some families add on top.
 
     Args:
         name_or_path: A folder, or a name on the Hub.
@@ -131,7 +131,7 @@ def _explain_loading(name: str, error: Exception) -> InputError:
 
 
 def _check_family(name: str, config: PreTrainedConfig, refuse_parts: bool) -> PreTrainedConfig:
-    """The configuration of the part that reads texts."""
+    """Return the configuration of the part that reads texts, if it can be an encoder."""
     # Also where only the encoder was saved: AutoModel makes the whole of it.
     if config.is_encoder_decoder or type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         raise InputError(
@@ -160,7 +160,7 @@ def _check_language_model(name: str, config: PreTrainedConfig, refuse_parts: boo
 
 
 def _take_language_model(backbone: Any, name: str) -> PreTrainedModel:
-    """The part of a model of texts and images that reads texts."""
+    """Take the part of a model of texts and images that reads texts."""
     part = getattr(backbone, "language_model", None)
     if not isinstance(part, PreTrainedModel):
         raise InputError(
@@ -183,7 +183,7 @@ def explain_code(name: str, error: Exception) -> str:
 
 
 def load_quietly(auto_class: Any, name_or_path: str, **options: Any) -> PreTrainedModel:
-    """`from_pretrained`, saying in one line what is missing instead of in a table what is spare.
+    """Call `from_pretrained`, and say in one line which weights are missing.
 
     Weights that a checkpoint has and the model does not, such as a pooling layer, are no news.
     """
@@ -240,7 +240,7 @@ def enable_packing(backbone: PreTrainedModel) -> int | None:
 
 
 def first_position(backbone: Any) -> int:
-    """Where positions are counted from: RoBERTa's relatives start behind their padding token."""
+    """Return the first position: RoBERTa's relatives start behind their padding token."""
     table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     return 0 if padding is None else padding + 1
@@ -259,7 +259,7 @@ def _position_offsets(config: PreTrainedConfig) -> list[int]:
 
 
 def _probe_sentences(backbone: PreTrainedModel) -> list[Tensor]:
-    """Two sentences, one of them longer than the window of local attention, where there is one."""
+    """Return two sentences, one of them longer than the window of local attention, if any."""
     config = backbone.config.get_text_config()
     window = getattr(config, "sliding_window", None) or 0
     available = getattr(config, "max_position_embeddings", None) or 512
@@ -316,7 +316,7 @@ def run_packed(
 
 
 def _count_behind_padding(input_ids: Tensor, positions: Tensor, padding: int) -> Tensor:
-    """Positions as RoBERTa counts them: from behind its padding token's number, passing over it.
+    """Count positions as RoBERTa does: from behind its padding token's number, passing over it.
 
     A text can hold the padding token; that one stands at its own number, and the next one where it
     would have stood.

@@ -19,13 +19,13 @@ _ATTENTION_DROPOUT = ("attention_dropout", "attention_probs_dropout_prob", "attn
 
 
 def is_decoder(config: PreTrainedConfig) -> bool:
-    """Whether the family predicts the next token, and only that."""
+    """Return whether the family predicts the next token, and only that."""
     kind = type(config)
     return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
 
 
 def is_bidirectional(config: PreTrainedConfig) -> bool:
-    """Whether a decoder's configuration lets it attend to both sides; not asked of encoders."""
+    """Return whether a decoder's configuration lets it attend to both sides."""
     return (
         getattr(config, "is_causal", True) is False
         or getattr(config, "use_bidirectional_attention", False) is True
@@ -72,7 +72,7 @@ def set_attention(
 
 
 def default_pooling(layout: Any, config: PreTrainedConfig) -> str:
-    """What a folder says, else what suits the attention.
+    """Return the folder's pooling mode, else the one that suits the attention.
 
     The first token of a decoder sees nothing but itself: only its last one has seen the text,
     unless it attends to both sides.
@@ -118,7 +118,7 @@ def pad_on_the_right(
 
 
 def _has_position_table(backbone: PreTrainedModel) -> bool:
-    """Whether positions are absolute: looked up in a table, instead of turning queries and keys."""
+    """Return whether positions are absolute: looked up in a table, not turning queries and keys."""
     available = getattr(backbone.config, "max_position_embeddings", None)
     tables = [m for m in backbone.modules() if isinstance(m, torch.nn.Embedding)]
     words = backbone.get_input_embeddings()
@@ -143,7 +143,7 @@ def check_bidirectional(backbone: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def looks_ahead(backbone: Any) -> bool:
-    """Whether changing the last of three tokens changes the hidden state of the first."""
+    """Return whether changing the last of three tokens changes the hidden state of the first."""
     was_training = backbone.training
     backbone.eval()
     try:

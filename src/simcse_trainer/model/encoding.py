@@ -84,7 +84,7 @@ def _result_type(model: Any) -> torch.dtype:
 
 
 def cut_batches(lengths: Sequence[int], sentences: int, tokens: int) -> list[slice]:
-    """Batches of at most so many sentences and tokens; a longer sentence is one of its own."""
+    """Cut batches of at most so many sentences and tokens; a longer sentence is one of its own."""
     batches, start, total = [], 0, 0
     for i, length in enumerate(lengths):
         if i > start and (i - start == sentences or total + length > tokens):

@@ -9,7 +9,7 @@ from simcse_trainer.errors import InputError
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers of a tensor are finite; found in the memory of a number."""
+    """Return whether all numbers of a tensor are finite; found in the memory of a number."""
     if tensor.numel() == 0:
         return True
     # NaN goes through both, and infinity is one of them.

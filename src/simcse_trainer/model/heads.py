@@ -26,7 +26,7 @@ class ProjectionHead(nn.Module):
         nn.init.zeros_(self.dense.bias)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """[N, D] -> [N, D of the output]."""
+        """Map [N, D] to [N, D of the output]."""
         out: Tensor = self.dense(embeddings).tanh()
         return out
 
@@ -48,7 +48,7 @@ class MLMHead(nn.Module):
     def from_pretrained(
         cls, name_or_path: str, config: PreTrainedConfig, **options: Any
     ) -> MLMHead:
-        """The pretrained head of a checkpoint; new weights where the checkpoint has none.
+        """Load the pretrained head of a checkpoint; new weights where the checkpoint has none.
 
         Raises:
             InputError: The family has no masked language model.
@@ -60,14 +60,14 @@ class MLMHead(nn.Module):
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig) -> MLMHead:
-        """A head with new weights."""
+        """Make a head with new weights."""
         try:
             return cls(AutoModelForMaskedLM.from_config(config))
         except ValueError as error:
             raise _no_mlm(config) from error
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states [M, D] of M tokens -> [M, vocabulary]."""
+        """Map hidden states [M, D] of M tokens to [M, vocabulary]."""
         hidden = hidden.to(next(self.parameters()).dtype)
         logits: Tensor = self.masked_lm(inputs_embeds=hidden[None]).logits[0]
         return logits
@@ -88,7 +88,7 @@ def _no_mlm(config: PreTrainedConfig) -> InputError:
 
 
 def saved_heads(path: str, hub: dict[str, Any]) -> dict[str, Tensor]:
-    """What `training_heads.safetensors` of a checkpoint holds."""
+    """Read the heads that `training_heads.safetensors` of a checkpoint holds."""
     found = find_file(path, TRAINING_HEADS, **hub)
     return {} if found is None else read_tensors(found)
 
@@ -96,7 +96,7 @@ def saved_heads(path: str, hub: dict[str, Any]) -> dict[str, Tensor]:
 def head_sizes(
     layout: Layout | None, projection_head: str | None, pooling_mode: str, hidden_size: int
 ) -> tuple[int, int] | None:
-    """Features in and out of the head that a model is given; None: it gets none.
+    """Return the features in and out of the head that a model is given; None: it gets none.
 
     A trained pooling layer has the sizes of a new head.
     """
@@ -117,7 +117,7 @@ def load_head(
     projection_head: str | None,
     pooling_mode: str,
 ) -> tuple[ProjectionHead | None, bool | None]:
-    """The head, and whether it is for training only (None: not decided yet)."""
+    """Load the head, and whether it is for training only (None: not decided yet)."""
     if projection_head == "pooler":
         return _take_pooler(backbone), False
     if projection_head == "none":
@@ -140,7 +140,7 @@ def load_head(
 
 
 def _get_head_dtype(backbone: PreTrainedModel) -> torch.dtype:
-    """At least float32: an optimizer's small steps are lost in fewer digits."""
+    """Return a dtype of at least float32: an optimizer's small steps are lost in fewer digits."""
     return torch.promote_types(backbone.dtype, torch.float32)
 
 
@@ -164,7 +164,7 @@ def load_mlm_head(
     wanted: bool,
     options: dict[str, Any],
 ) -> MLMHead | None:
-    """The checkpoint's, else the pretrained one where it is wanted."""
+    """Load the checkpoint's head, else the pretrained one where it is wanted."""
     weights = {name[9:]: tensor for name, tensor in saved.items() if name.startswith("mlm_head.")}
     if weights:
         head = MLMHead.from_config(backbone.config)

@@ -40,7 +40,7 @@ def lora_config(
     use_dora: bool = False,
     use_rslora: bool = False,
 ) -> LoraConfig:
-    """The settings of a new adapter (Hu et al. 2021), as peft has them.
+    """Return the settings of a new adapter (Hu et al. 2021), as peft has them.
 
     Args:
         r: The rank of the adapter.
@@ -64,12 +64,12 @@ def lora_config(
 
 
 def has_adapter(backbone: nn.Module) -> bool:
-    """Whether a backbone is adapted."""
+    """Return whether a backbone is adapted."""
     return hasattr(backbone, "get_base_model")
 
 
 def describe_adapter(backbone: Any) -> dict[str, Any] | None:
-    """What an adapter's weights do not tell of it; None without one."""
+    """Describe what an adapter's weights do not tell of it; None without one."""
     if not has_adapter(backbone):
         return None
     config = backbone.peft_config[active_adapter(backbone)]
@@ -108,13 +108,13 @@ def active_adapter(backbone: Any) -> str:
 
 
 def has_adapter_dropout(backbone: nn.Module) -> bool:
-    """Whether an adapter's input has dropout."""
+    """Return whether an adapter's input has dropout."""
     dropouts = (m for n, m in backbone.named_modules() if ".lora_dropout." in n)
     return any(isinstance(module, nn.Dropout) and module.p > 0 for module in dropouts)
 
 
 def get_base_model(backbone: Any) -> PreTrainedModel:
-    """The backbone itself, without the adapter around it."""
+    """Return the backbone itself, without the adapter around it."""
     base: PreTrainedModel = backbone.get_base_model() if has_adapter(backbone) else backbone
     return base
 
@@ -196,7 +196,7 @@ def save_adapter(
 
 
 def restore_adapter(backbone: Any, folder: Path) -> None:
-    """Weights of a saved adapter into one of the same settings.
+    """Load weights of a saved adapter into one of the same settings.
 
     Raises:
         RuntimeError: They do not fit.
@@ -214,12 +214,12 @@ def restore_adapter(backbone: Any, folder: Path) -> None:
 
 
 def _unsharded(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that are not spread over processes."""
+    """Return the tensors that are not spread over processes."""
     return ((n, x) for n, x in tensors.items() if not hasattr(x, "device_mesh"))
 
 
 def adapter_state(backbone: Any) -> dict[str, Tensor]:
-    """The tensors of the active adapter, by the names that its file gives them."""
+    """Return the tensors of the active adapter, by the names that its file gives them."""
     from peft import get_peft_model_state_dict
 
     found: dict[str, Tensor] = get_peft_model_state_dict(
@@ -253,7 +253,7 @@ def fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 def merged_state(backbone: Any) -> Iterator[tuple[str, Tensor]]:
-    """The state dict of the backbone with its adapter added to the weights.
+    """Compute the state dict of the backbone with its adapter added to the weights.
 
     Layer by layer, in the memory of one layer, and on the CPU; the backbone's own weights are put
     back as they were, to the bit, which peft's unmerging does not promise.
@@ -399,7 +399,7 @@ def _read_weights(name: str, prefix: str, hub: Mapping[str, Any]) -> dict[str, T
 
 
 def _find_prefix(names: Iterable[str], backbone: PreTrainedModel) -> str:
-    """What stands before a backbone's own names in those of a file, such as `model.`."""
+    """Find what stands before a backbone's own names in those of a file, such as `model.`."""
     own = {name for name, _ in backbone.named_children()}
     paths = [n.removeprefix(_ROOT).split(".") for n in names if n.startswith(_ROOT)]
     for depth in range(3):
@@ -428,7 +428,7 @@ def _take_prefix_off(config: Any, prefix: str) -> None:
 
 
 def _compare(saved: Mapping[str, Tensor], adapted: Any) -> str:
-    """What a file and a model differ in; empty where they do not."""
+    """Say in what a file and a model differ; empty where they do not."""
     own, complete = adapter_state(adapted), adapted.state_dict()
     missing = sorted(own.keys() - saved.keys())
     if missing:

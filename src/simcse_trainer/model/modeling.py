@@ -328,7 +328,7 @@ class SimCSEModel(nn.Module):
         lengths: Tensor | None = None,
         **indices: Tensor,
     ) -> list[Tensor]:
-        """What each layer makes of a batch as `build_batch` makes it.
+        """Compute the states of each layer for a batch of `build_batch`.
 
         Returns:
             The embedding output and the output of each layer: [T, D] of the real tokens, sentence
@@ -340,7 +340,7 @@ class SimCSEModel(nn.Module):
         return [state[attention_mask.bool()] for state in out.hidden_states]
 
     def get_input_embeddings(self) -> nn.Module:
-        """The backbone's, which the Trainer asks for with `neftune_noise_alpha`."""
+        """Return the backbone's, which the Trainer asks for with `neftune_noise_alpha`."""
         embeddings: nn.Module = self.backbone.get_input_embeddings()
         return embeddings
 
@@ -420,7 +420,7 @@ class SimCSEModel(nn.Module):
         return nullcontext()
 
     def _predict_masked(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """The auxiliary loss, from hidden states [T, D] and labels [T]."""
+        """Compute the auxiliary loss, from hidden states [T, D] and labels [T]."""
         assert self.mlm_head is not None
         predicted = labels != IGNORED
         return mlm_loss(self.mlm_head(hidden[predicted]), labels[predicted])
@@ -436,7 +436,7 @@ class SimCSEModel(nn.Module):
         indices: dict[str, Tensor],
         last: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states [T, D] of the real tokens, and the lengths [N] of their sentences.
+        """Compute hidden states [T, D] of the real tokens, and the lengths [N] of their sentences.
 
         Of the last layer if `last`, else of the layers that the pooling mode reads.
         """

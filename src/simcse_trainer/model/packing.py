@@ -17,7 +17,7 @@ def build_batch(
     pad_token_id: int,
     grouped: bool = False,
 ) -> dict[str, Any]:
-    """The inputs of `SimCSEModel.forward` for N sentences.
+    """Build the inputs of `SimCSEModel.forward` for N sentences.
 
     Args:
         sentences: N lists of token ids, none of them empty.
@@ -108,7 +108,7 @@ _SENTENCES_PER_GROUP = 16
 
 
 def packing_indices(lengths: Tensor) -> dict[str, Tensor]:
-    """Where the tokens of a packed batch stand in the padded one, and back.
+    """Return where the tokens of a packed batch stand in the padded one, and back.
 
     Args:
         lengths: [N], tokens of each sentence; T their sum, L the largest.
@@ -128,7 +128,7 @@ def packing_indices(lengths: Tensor) -> dict[str, Tensor]:
 
 
 def grouped_packing_indices(lengths: Tensor) -> dict[str, Any]:
-    """The same for `grouped_attention`: a rectangle for each group of sentences of like length.
+    """Return the same for `grouped_attention`: a rectangle per group of sentences of like length.
 
     Args:
         lengths: [N], tokens of each sentence; T their sum.
@@ -155,7 +155,7 @@ def grouped_packing_indices(lengths: Tensor) -> dict[str, Any]:
 
 
 def _group(lengths: Tensor) -> tuple[Tensor, ...]:
-    """The sentences of each group, from the shortest to the longest."""
+    """Return the sentences of each group, from the shortest to the longest."""
     order = lengths.argsort(stable=True)
 
     def cost(count: int) -> float:
@@ -168,7 +168,7 @@ def _group(lengths: Tensor) -> tuple[Tensor, ...]:
 
 
 def _rectangle(lengths: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """[N, L]: the packed token of each place (0 where there is none), and where there is one."""
+    """Return two [N, L]: the packed token of each place (0 without one), and where there is one."""
     places = torch.arange(int(lengths.max()), device=lengths.device)
     key_mask = places < lengths[:, None]
     return torch.where(key_mask, places + starts[:, None], 0), key_mask

@@ -29,7 +29,7 @@ def pool(hidden: Tensor, lengths: Tensor, mode: str) -> Tensor:
 
 
 def select_layers(hidden_states: Sequence[Tensor], mode: str) -> Tensor:
-    """The token embeddings that a mode pools: the last layer, or the mean of two.
+    """Select the token embeddings that a mode pools: the last layer, or the mean of two.
 
     Args:
         hidden_states: The embedding output and the output of each layer, of any one shape.
@@ -59,7 +59,7 @@ def _max(hidden: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _weightedmean(hidden: Tensor, lengths: Tensor) -> Tensor:
-    """Token k of a sentence weighs k, counted from 1 (Muennighoff 2022, SGPT, equation 2)."""
+    """Weigh token k of a sentence by k, counted from 1 (Muennighoff 2022, SGPT, equation 2)."""
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=len(hidden))
     weights = torch.arange(1, len(hidden) + 1, device=hidden.device) - starts
     total = (lengths * (lengths + 1) / 2)[:, None]

@@ -15,7 +15,7 @@ from simcse_trainer.errors import InputError
 def quantized_loading(
     bits: int, config: PreTrainedConfig, device: torch.device | str | None
 ) -> dict[str, Any]:
-    """What `from_pretrained` needs to load weights in few bits.
+    """Return the arguments with which `from_pretrained` loads weights in few bits.
 
     Args:
         bits: 4 (NF4, with quantised constants: Dettmers et al. 2023) or 8 (LLM.int8, 2022).
@@ -46,7 +46,7 @@ def quantized_loading(
 
 
 def quantization_bits(backbone: Any) -> int | None:
-    """In how many bits a backbone was loaded; None: not quantised."""
+    """Return in how many bits a backbone was loaded; None: not quantised."""
     config = getattr(backbone.config, "quantization_config", None)
     if not isinstance(config, BitsAndBytesConfig):
         return None
@@ -54,12 +54,12 @@ def quantization_bits(backbone: Any) -> int | None:
 
 
 def is_quantized(backbone: Any) -> bool:
-    """Whether weights are quantised, by whatever method: they cannot be trained or merged."""
+    """Return whether weights are quantised by any method: they cannot be trained or merged."""
     return getattr(backbone, "hf_quantizer", None) is not None
 
 
 def describe_quantization(backbone: Any) -> dict[str, Any] | None:
-    """As JSON, for other loaders; None: not quantised, or its own folder says it already."""
+    """Describe it as JSON, for other loaders; None: not quantised, or its folder says it."""
     if quantization_bits(backbone) is None or getattr(backbone, "quantized_on_disk", False):
         return None
     described: dict[str, Any] = backbone.config.quantization_config.to_dict()

@@ -21,7 +21,7 @@ from simcse_trainer.files import TOKENIZER_CONFIG
 def tokenize(
     tokenizer: Any, texts: Sequence[str], max_seq_length: int, *, vocab_size: int | None = None
 ) -> list[list[int]]:
-    """Token ids of each text, special ones included.
+    """Turn each text into token ids, special ones included.
 
     Args:
         tokenizer: A tokenizer of transformers, fast or slow.
@@ -72,7 +72,7 @@ def check_texts(texts: Sequence[Any], start: int = 0) -> None:
 
 
 def count_word_embeddings(backbone: Any) -> int | None:
-    """How many token ids a backbone has an embedding for; None where it has no such table."""
+    """Count the token ids that a backbone has an embedding for; None where it has no such table."""
     try:
         layer = backbone.get_input_embeddings()
     except (AttributeError, NotImplementedError):
@@ -122,18 +122,18 @@ _WORD = "a"
 
 
 def get_prompt(tokenizer: Any) -> str | None:
-    """The template that a tokenizer applies, if `apply_prompt` gave it one."""
+    """Return the template that a tokenizer applies, if `apply_prompt` gave it one."""
     found = tokenizer.init_kwargs.get(PROMPT_KEY) if tokenizer is not None else None
     return str(found) if found else None
 
 
 def ends_by_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer ends texts with a special token, whichever it is."""
+    """Return whether a tokenizer ends texts with a special token, whichever it is."""
     return bool(_special_ids(tokenizer)[1])
 
 
 def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """A tokenizer that puts texts into small letters first, as `do_lower_case` asks for it.
+    """Return a tokenizer that puts texts into small letters first, as `do_lower_case` asks for it.
 
     Raises:
         InputError: A tokenizer that cannot do it.
@@ -152,7 +152,7 @@ def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 def apply_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: str | None, *, append_eos: bool
 ) -> PreTrainedTokenizerBase:
-    """A tokenizer that puts every text into a template, and ends it with the end-of-text token.
+    """Return a tokenizer that puts every text into a template, and can end it with a token.
 
     Args:
         tokenizer: The tokenizer, which stays as it is.
@@ -216,7 +216,7 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and behind a text so far."""
+    """Return the ids that the tokenizer puts before and behind a text so far."""
     inside, complete = _ids(tokenizer, _WORD), tokenizer(_WORD)["input_ids"]
     starts = range(len(complete) - len(inside) + 1)
     start = next(i for i in starts if complete[i : i + len(inside)] == inside)
@@ -224,7 +224,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[in
 
 
 def _prefix_ids(tokenizer: PreTrainedTokenizerBase, prefix: str) -> tuple[list[int], bool]:
-    """Tokens of the part before the text, and whether the text then begins with a space.
+    """Return tokens of the part before the text, and whether the text then begins with a space.
 
     As when both are tokenized together: "query: word" is "query", ":", " word" to most decoders.
     """
@@ -237,13 +237,13 @@ def _prefix_ids(tokenizer: PreTrainedTokenizerBase, prefix: str) -> tuple[list[i
 
 
 def _suffix_ids(tokenizer: PreTrainedTokenizerBase, suffix: str) -> list[int]:
-    """Tokens of the part behind the text, as they are behind a word."""
+    """Return tokens of the part behind the text, as they are behind a word."""
     joint, word = _ids(tokenizer, _WORD + suffix), _ids(tokenizer, _WORD)
     return joint[len(word) :] if joint[: len(word)] == word else _ids(tokenizer, suffix)
 
 
 def _has_invented_ids(tokenizer: Any) -> bool:
-    """Whether a template calls its tokens by other names, as version 0.1.0 did once."""
+    """Return whether a template calls its tokens by other names, as version 0.1.0 did once."""
     if get_prompt(tokenizer) is None or not tokenizer.is_fast:
         return False
     said = json.loads(tokenizer.backend_tokenizer.to_str())["post_processor"] or {}
@@ -252,7 +252,7 @@ def _has_invented_ids(tokenizer: Any) -> bool:
 
 
 def _template(tokenizer: Any, before: list[int], after: list[int]) -> dict[str, Any]:
-    """`TemplateProcessing` as JSON, in which a token may be called `:`.
+    """Return a `TemplateProcessing` as JSON, in which a token may be called `:`.
 
     Each token has an entry of its own, whose id is the token's text: some readers take the one for
     the other.
@@ -277,7 +277,7 @@ def _template(tokenizer: Any, before: list[int], after: list[int]) -> dict[str, 
 def _rebuild(
     tokenizer: PreTrainedTokenizerBase, backend: Tokenizer, prompt: str | None
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of no family: those of some rebuild what `tokenizer.json` says otherwise."""
+    """Make a tokenizer of no family: those of some rebuild what `tokenizer.json` says otherwise."""
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         name_or_path=tokenizer.name_or_path,

@@ -53,7 +53,7 @@ class ContrastiveObjective:
     gather_across_devices: bool = True
 
     def __call__(self, views: Tensor, text_ids: Tensor) -> Tensor:
-        """The loss of this process.
+        """Compute the loss of this process.
 
         Its average over the processes, which is what DDP and FSDP take of the gradients, is the
         mean over all anchors of the whole batch, also where processes have unequal batches.
@@ -140,7 +140,7 @@ class ShardSizes:
 
 
 def gather_with_grad(x: Tensor, rows: ShardSizes | None = None) -> Tensor:
-    """The rows of all processes in rank order.
+    """Gather the rows of all processes in rank order.
 
     All processes must call it, and where one of them asks for a gradient all must: backward is a
     collective too. A process without rows takes part like any other; the mean loss of its no

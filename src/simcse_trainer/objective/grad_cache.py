@@ -47,7 +47,7 @@ class RandomState:
 def embed_without_graph(
     chunks: Sequence[Chunk], embed: Callable[[Chunk], Tensor]
 ) -> tuple[Tensor, list[RandomState]]:
-    """Step 1.
+    """Take step 1.
 
     Args:
         chunks: Inputs of the model.
@@ -67,7 +67,7 @@ def embed_without_graph(
 def loss_and_gradient(
     embeddings: Tensor, get_loss: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Step 2.
+    """Take step 2.
 
     Args:
         embeddings: [N, D], an embedding a row.
@@ -85,7 +85,7 @@ def loss_and_gradient(
 def embed_with_graph(
     chunk: Chunk, state: RandomState, gradient: Tensor, embed: Callable[[Chunk], Tensor]
 ) -> Tensor:
-    """Step 3 for one chunk.
+    """Take step 3 for one chunk.
 
     Args:
         chunk: Inputs of the model.

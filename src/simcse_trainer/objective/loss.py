@@ -22,7 +22,7 @@ def contrastive_logits(
     hard_negative_weight: float = 0.0,
     offset: int = 0,
 ) -> Tensor:
-    """Cosine of every anchor with every candidate, divided by the temperature.
+    """Compute the cosine of every anchor with every candidate, divided by the temperature.
 
     Args:
         anchors: [B, D], embeddings of the anchors.
@@ -47,7 +47,7 @@ def contrastive_logits(
 
 
 def find_false_negatives(text_ids: Tensor, *, offset: int = 0, size: int | None = None) -> Tensor:
-    """Which candidates are no negatives, because the data itself says that they belong together.
+    """Find candidates that are no negatives, because the data says that they belong together.
 
     A candidate is no negative of anchor i if its text is that of anchor i or of its positive, or
     if it is the positive of another row with the same anchor text. The hard negatives of such
@@ -78,7 +78,7 @@ def find_false_negatives(text_ids: Tensor, *, offset: int = 0, size: int | None 
 def false_negative_mask(
     anchors: Tensor, positives: Tensor, candidates: Tensor, of_candidates: Tensor | None
 ) -> Tensor:
-    """[T, W]: the rule of `find_false_negatives`, from text ids; true of own positives too.
+    """Apply the rule of `find_false_negatives` to text ids, as [T, W]; true of own positives too.
 
     Args:
         anchors: [T], text ids of the anchors.
@@ -100,7 +100,7 @@ def info_nce(
     false_negatives: Tensor | None = None,
     offset: int = 0,
 ) -> Tensor:
-    """The contrastive loss: mean over the anchors of the cross-entropy with their positives.
+    """Compute the contrastive loss: the anchors' mean cross-entropy with their positives.
 
     One direction only, anchors against candidates, as in the paper.
 
@@ -128,7 +128,7 @@ def info_nce(
 
 
 def _own_columns(anchors: int, candidates: Tensor, offset: int) -> Tensor:
-    """[B, C]: where each anchor's own positive and own hard negatives stand in its logits."""
+    """Return [B, C]: the columns of each anchor's own positive and own hard negatives."""
     columns, rows = candidates.shape[:2]
     own = torch.arange(offset, offset + anchors, device=candidates.device)
     return own[:, None] + rows * torch.arange(columns, device=candidates.device)

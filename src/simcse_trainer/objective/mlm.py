@@ -59,7 +59,7 @@ def mask_tokens(
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over all predicted tokens of the batch; 0 if there are none.
+    """Compute the mean cross-entropy over all predicted tokens of the batch; 0 if there are none.
 
     Args:
         logits: [M, vocabulary], of the predicted tokens only.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def upcast(x: Tensor) -> Tensor:
-    """At least float32: half precision has 3 digits, and loses more with every term of a sum.
+    """Convert to at least float32: half precision has 3 digits, fewer with every term of a sum.
 
     At temperature 0.05 three digits of a cosine are an error of 0.05 in a logit. float64 stays.
     """

@@ -32,7 +32,7 @@ def tiled_info_nce(
     offset: int = 0,
     tile_size: int = 1024,
 ) -> Tensor:
-    """The loss of `info_nce`, in tiles; it cannot be differentiated twice.
+    """Compute the loss of `info_nce`, in tiles; it cannot be differentiated twice.
 
     Args:
         anchors: [B, D], embeddings of the anchors.
@@ -65,7 +65,7 @@ def tiled_info_nce(
 
 
 def _unit_vectors(x: Tensor, tile_size: int) -> Tensor:
-    """[..., rows, D] of length 1, in at least float32, as `contrastive_logits` has them."""
+    """Scale [..., rows, D] to length 1, in at least float32, as `contrastive_logits` has them."""
     # In parts: the backward of normalize has temporaries of several times the size of its input.
     return torch.cat([F.normalize(part, dim=-1) for part in upcast(x).split(tile_size, -2)], -2)
 
@@ -93,7 +93,7 @@ class _Tile(NamedTuple):
     diagonal: int
 
     def own(self, matrix: Tensor) -> Tensor:
-        """The entries of a [T, W] matrix where an anchor meets its own candidate, as a view."""
+        """View the entries of a [T, W] matrix where an anchor meets its own candidate."""
         return matrix.diagonal(self.diagonal)
 
 
@@ -151,7 +151,7 @@ def _tiles(anchors: int, candidates: Tensor, options: _Options) -> Iterator[_Til
 def _logits(
     anchors: Tensor, candidates: Tensor, text_ids: Tensor | None, options: _Options, tile: _Tile
 ) -> Tensor:
-    """[T, W]: the tile of `contrastive_logits`, minus infinity at false negatives."""
+    """Compute a tile [T, W] of `contrastive_logits`, minus infinity at false negatives."""
     logits = anchors[tile.rows] @ candidates[tile.column, tile.others].T
     logits.div_(options.temperature)
     if tile.column > 0:
@@ -163,7 +163,7 @@ def _logits(
 
 
 def _false_negatives(of_anchors: Tensor, text_ids: Tensor, tile: _Tile) -> Tensor:
-    """[T, W]: the tile of `find_false_negatives`."""
+    """Compute a tile [T, W] of `find_false_negatives`."""
     found = false_negative_mask(
         of_anchors[0],
         of_anchors[1],

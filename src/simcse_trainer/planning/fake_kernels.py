@@ -42,7 +42,7 @@ class FakeKernels(TorchFunctionMode):
         return (stand_in or func)(*args, **kwargs)
 
     def _select(self, x: Tensor, mask: Tensor) -> Tensor:
-        """`x[mask]`, whose size depends on what is in the mask."""
+        """Compute `x[mask]`, whose size depends on what is in the mask."""
         count = self.tokens.get(mask.shape)
         if count is None:
             count = max(1, round(self.masked * mask.numel()))
@@ -140,7 +140,7 @@ class FakeQuantizedLinear(nn.Linear):
         self.bias = layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out], in the type of x."""
+        """Map [..., in] to [..., out], in the type of x."""
         inner = x.to(self.compute_dtype) if self.bits == 4 else x
         bias = None if self.bias is None else self.bias.to(inner.dtype)
         shape = (self.out_features, self.in_features)

@@ -83,7 +83,7 @@ def _read_config(path: str, **options: Any) -> PreTrainedConfig:
 def build_fake_model(
     model_args: ModelArguments, source: Source, mode: FakeTensorMode, *, mlm_head: bool
 ) -> SimCSEModel:
-    """The model of a run.
+    """Build the model of a run.
 
     Batches are packed where the family's attention can be replaced; whether it then computes the
     same, which only weights can tell, is taken for granted.

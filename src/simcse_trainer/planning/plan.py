@@ -110,7 +110,7 @@ class Planner:
         self._plans: dict[int, Plan] = {}
 
     def plan(self, chunk: int | None = None) -> Plan:
-        """The run as it is, or with another chunk."""
+        """Return the run as it is, or with another chunk."""
         workload = replace(self.workload, chunk=chunk or self.workload.chunk)
         if workload.size not in self._plans:
             self._plans[workload.size] = self._simulate(workload)
@@ -122,7 +122,7 @@ class Planner:
         return self._model.padding_free
 
     def largest_chunk(self, memory: int) -> int | None:
-        """The most texts at a time that leave the peak within `memory` bytes; None: no number."""
+        """Find the most texts at a time with a peak within `memory` bytes; None: no number."""
         low, high = 1, self.workload.texts
         if self.plan(high).peak <= memory:
             return high
@@ -136,7 +136,7 @@ class Planner:
         return low
 
     def _crossing(self, low: int, high: int, memory: int) -> int:
-        """Where the peak would cross the memory if it grew evenly: it nearly does."""
+        """Return where the peak would cross the memory if it grew evenly: it nearly does."""
         below, above = self.plan(low).peak, self.plan(high).peak
         fraction = (memory - below) / max(above - below, 1)
         return min(max(low + int(fraction * (high - low)), low + 1), high - 1)
@@ -210,7 +210,7 @@ class Planner:
 
 
 def chunk_lengths(workload: Workload) -> list[int]:
-    """Tokens of each text of a chunk: one of the longest, the others of the usual length."""
+    """Return the tokens of each text of a chunk: one has the most, the others the usual length."""
     lengths = [workload.longest, *[workload.tokens] * (workload.size - 1)]
     if workload.size > 1 and workload.tokens == workload.longest > 1:
         lengths[-1] -= 1  # all of one length would need no padding around the attention
@@ -218,13 +218,13 @@ def chunk_lengths(workload: Workload) -> list[int]:
 
 
 def make_chunk(workload: Workload, *, packed: bool) -> dict[str, Any]:
-    """Inputs of the model for the texts of a chunk."""
+    """Make the inputs of the model for the texts of a chunk."""
     texts = [[1] * n for n in chunk_lengths(workload)]
     return build_batch(texts, padding_free=packed, pad_token_id=0, grouped=not workload.gpu)
 
 
 def _count_parameters(model: SimCSEModel) -> int:
-    """Of the model that it stands for: quantised weights are fewer bytes than parameters."""
+    """Count what the model stands for: quantised weights are fewer bytes than parameters."""
     quantized = [x for x in model.modules() if isinstance(x, FakeQuantizedLinear)]
     hidden = sum(x.in_features * x.out_features - x.weight.numel() for x in quantized)
     return sum(x.numel() for x in model.parameters()) + hidden
@@ -341,7 +341,7 @@ def _choose(options: str, planner: Planner, available: int) -> Choice:
 def _changes(
     model_args: ModelArguments, args: SimCSETrainingArguments
 ) -> Iterator[tuple[str, ModelArguments, SimCSETrainingArguments]]:
-    """What needs less memory, from the mildest change on, each with those before it."""
+    """List what needs less memory, from the mildest change on, each with those before it."""
     words: list[str] = []
     if not args.activation_checkpointing:
         words.append("--activation_checkpointing true")
@@ -359,7 +359,7 @@ def _changes(
 
 
 def _count_views(data_args: DataArguments, notes: list[str]) -> int:
-    """Texts per row: what the options say, else the data if it is here."""
+    """Count the texts per row: as the options say, else as the data has them if it is here."""
     if data_args.nli_triplets:
         return 3
     if data_args.columns:
@@ -375,7 +375,7 @@ def _count_views(data_args: DataArguments, notes: list[str]) -> int:
 
 
 def format_plan(run: RunPlan) -> str:
-    """What `simcse-trainer plan` prints."""
+    """Format what `simcse-trainer plan` prints."""
     plan, step, work = run.plan, run.plan.step, run.workload
     fraction = 100 * plan.trained / plan.parameters
     rows = [
@@ -405,7 +405,7 @@ def format_plan(run: RunPlan) -> str:
 
 
 def format_bytes(size: int) -> str:
-    """In MiB below one GiB."""
+    """Format a size, in MiB below one GiB."""
     return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.2f} GiB"
 
 

@@ -79,7 +79,7 @@ class Step:
         )
 
     def run(self, batch: Batch) -> StepMemory:
-        """Forward and backward, twice where gradients are accumulated."""
+        """Run forward and backward, twice where gradients are accumulated."""
         self.model.train()
         at_once = batch.size == batch.text_ids.numel()
         memory = StepMemory()
@@ -142,7 +142,7 @@ class Step:
         self._stage(memory)
 
     def _stage(self, memory: StepMemory) -> int:
-        """The peak of the stage that ends here."""
+        """Return the peak of the stage that ends here."""
         peak = self.tracker.peak
         memory.peak = max(memory.peak, peak)
         self.tracker.restart()
@@ -235,12 +235,12 @@ _SMALL, _BLOCK = 4096, 256
 
 
 def is_known(optim: str) -> bool:
-    """Whether the size of an optimizer's state is known; else it is taken to be AdamW's."""
+    """Return whether the size of an optimizer's state is known; else it is taken to be AdamW's."""
     return optim in _STATES or optim == "adafactor"
 
 
 def state_bytes(optim: str, trained: Sequence[Tensor]) -> int:
-    """What an optimizer keeps from step to step.
+    """Count the bytes that an optimizer keeps from step to step.
 
     Args:
         optim: Name of the optimizer, `TrainingArguments.optim`.
@@ -260,7 +260,7 @@ def _state_bytes(optim: str, parameter: Tensor) -> int:
 
 
 def step_bytes(optim: str, trained: Sequence[Tensor], *, gpu: bool) -> int:
-    """What the update needs beside gradients and state, while it lasts."""
+    """Count the bytes that the update needs beside gradients and state, while it lasts."""
     if optim in ("adamw_torch_fused", "sgd") or not trained:
         return 0
     sizes = [parameter.nbytes for parameter in trained]

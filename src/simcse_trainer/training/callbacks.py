@@ -111,7 +111,7 @@ class PreemptionCallback(TrainerCallback):
             self._put_off(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """An epoch that ends because of the stop is not over; one that is over is evaluated."""
+        """Evaluate an epoch that is over; one that the stop ends is not."""
         if self.interrupted:
             if control.should_evaluate and round(state.epoch, 9).is_integer():
                 control.should_save = True
@@ -230,7 +230,7 @@ class ModelCardCallback(TrainerCallback):
             (folder / CARD).write_text(text, encoding="utf-8")
 
     def _find_step(self, folder: Path) -> int:
-        """The step of the weights in a folder, as it says itself; else of those in memory."""
+        """Find the step of the weights in a folder, as it says itself; else of those in memory."""
         manifest = read_manifest(folder)
         if manifest is None or not manifest.holds_model or manifest.step is None:
             return self.run_info.weights_step

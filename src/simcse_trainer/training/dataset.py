@@ -86,7 +86,7 @@ def tokenize_if_text(
     args: SimCSETrainingArguments,
     num_proc: int | None,
 ) -> Dataset | IterableDataset:
-    """Text columns are checked and tokenized; what has `input_ids` is taken as it is."""
+    """Check and tokenize text columns; take `input_ids` as they are."""
     if not isinstance(dataset, Dataset | IterableDataset):
         raise InputError(
             f"train_dataset is a {type(dataset).__name__}; expected a datasets.Dataset, such as "
@@ -144,7 +144,7 @@ def prepare_stream(dataset: IterableDataset, args: SimCSETrainingArguments) -> A
 
 
 def set_up_augmentation(model: SimCSEModel, args: SimCSETrainingArguments, views: int) -> None:
-    """What tells the two views of a sentence apart; `none` switches the model's dropout off.
+    """Set up what tells the two views of a sentence apart; `none` switches the model's dropout off.
 
     Raises:
         InputError: The data has positives of its own.
@@ -164,7 +164,7 @@ def set_up_augmentation(model: SimCSEModel, args: SimCSETrainingArguments, views
 
 
 def build_collator(model: SimCSEModel, args: SimCSETrainingArguments) -> SimCSECollator:
-    """The collator for a model's batches, with the augmentation that changes texts."""
+    """Build the collator for a model's batches, with the augmentation that changes texts."""
     augmentation = None
     if args.augmentation in DISCRETE and model.tokenizer is not None:
         augmentation = DiscreteAugmentation(
@@ -201,7 +201,7 @@ class UnsplitStream(TorchIterableDataset):
         self.dataset = dataset
 
     def __iter__(self) -> Iterator[Any]:
-        """All rows of a pass."""
+        """Yield all rows of a pass."""
         return iter(self.dataset)
 
     def set_epoch(self, epoch: int) -> None:

@@ -54,7 +54,7 @@ class GradCacheStep:
             )
 
     def __call__(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """Forward and backward of one batch.
+        """Compute forward and backward of one batch.
 
         Args:
             model: The model as the engine wraps it.
@@ -90,7 +90,7 @@ class GradCacheStep:
             random_state.restore()
 
     def _at_once(self, model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-        """The plain step: one chunk needs no cache."""
+        """Take the plain step: one chunk needs no cache."""
         trainer = self.trainer
         with trainer.compute_loss_context_manager():
             loss: Tensor = trainer.compute_loss(model, inputs)
@@ -131,7 +131,7 @@ class GradCacheStep:
         return result
 
     def _plan(self, inputs: dict[str, Any], size: int) -> Any:
-        """The chunks that the collator has planned; of another size since, as it would have."""
+        """Return the chunks that the collator planned; of another size since, plan them again."""
         planned = inputs.get("chunks")
         if planned and planned[0]["sentences"][1] == size:
             return planned
@@ -151,7 +151,7 @@ class GradCacheStep:
         gradient: Tensor,
         weight: tuple[Tensor, Tensor] | None,
     ) -> dict[str, Tensor]:
-        """A chunk's contribution to the backward pass, and to the logged auxiliary loss."""
+        """Return a chunk's contribution to the backward pass, and to the logged auxiliary loss."""
         mlm = gradient.new_zeros(())
 
         def embed(inputs: Chunk) -> Tensor:

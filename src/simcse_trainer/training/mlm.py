@@ -38,7 +38,7 @@ class MLMInputs:
         return features, inputs["text_ids"]
 
     def count_masked(self, chunks: Sequence[Mapping[str, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-        """The share that each chunk's auxiliary loss, a mean over its masked tokens, has.
+        """Count the share that each chunk's auxiliary loss, a mean over its masked tokens, has.
 
         Args:
             chunks: Of the features of one batch.

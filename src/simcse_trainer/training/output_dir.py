@@ -89,7 +89,7 @@ def _is_of_another_run(checkpoint: Path, run: str, resumed: bool) -> bool:
 
 
 def _find_foreign_checkpoints(folder: Path, names: Sequence[str]) -> list[str]:
-    """Checkpoints that another program has written, and files with the names of checkpoints."""
+    """Find checkpoints of another program, and files with the names of checkpoints."""
     found = []
     for path in sorted(folder.glob(f"{CHECKPOINT_PREFIX}-*")):
         if get_step(path) is None or (path / OLD_MANIFEST).is_file():

@@ -96,7 +96,7 @@ def check_processes(world_size: int) -> None:
 
 
 def find_command(words: Sequence[str]) -> list[str]:
-    """The command line that started this run, launcher included.
+    """Find the command line that started this run, launcher included.
 
     Args:
         words: What the script was given.
@@ -125,7 +125,7 @@ def _parent_command() -> list[str]:
 
 
 def _asked_of_accelerate(command: list[str]) -> int | None:
-    """`num_processes` of an `accelerate launch` command or of its configuration."""
+    """Find `num_processes` of an `accelerate launch` command or of its configuration."""
     if "launch" not in command:
         return None
     place = command.index("launch")

@@ -204,7 +204,7 @@ _OPTIONS = """
 def run_fingerprint(
     model: Any, dataset: Dataset | IterableDataset | None, args: Any
 ) -> dict[str, Any]:
-    """What has to be equal for a run to go on as if it had never stopped.
+    """Return what has to be equal for a run to resume as if it had never stopped.
 
     Args:
         model: The model in training, a `SimCSEModel`.

@@ -148,7 +148,7 @@ def _build_trainer(*args: Any, **kwargs: Any) -> SimCSETrainer:
 
 
 def _explain(error: Exception) -> Exception:
-    """What libraries refuse is the user's to correct; an error of our own keeps its traceback."""
+    """Turn what libraries refuse into an error for users; a bug of ours keeps its traceback."""
     if isinstance(error, InputError) or not _is_raised_by(error, _CHECKING):
         return error
     return InputError(f"These options do not go together: {error}")

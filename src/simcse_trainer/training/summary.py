@@ -69,7 +69,7 @@ def evaluate_model(
 def format_summary(
     before: ModelEvaluation, after: ModelEvaluation, folder: Path, steps: int
 ) -> str:
-    """The text that ends a run."""
+    """Format the text that ends a run."""
     parts = []
     if after.scores:
         parts.append(_score_table(before, after))

@@ -161,7 +161,7 @@ class SimCSETrainer(Trainer):
         inputs: dict[str, Tensor],
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Forward and backward of one batch: at once, or in chunks with `mini_batch_size`."""
+        """Compute forward and backward of a batch: at once, or in chunks of `mini_batch_size`."""
         if self.grad_cache_step is None:
             loss = super().training_step(model, inputs, num_items_in_batch)
         else:
@@ -206,7 +206,7 @@ class SimCSETrainer(Trainer):
         return not_finite(f"{what} of step {step}", self._model.backbone.dtype)
 
     def _set_signature_columns_if_needed(self) -> None:
-        """The columns that are kept: of texts for the collator, of lengths for the sampler."""
+        """Name the columns that are kept: of texts for the collator, of lengths for the sampler."""
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
         columns += [n for n in (ANCHOR, self.args.length_column_name) if n not in columns]
@@ -262,7 +262,7 @@ class SimCSETrainer(Trainer):
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> TrainOutput:
-        """As `Trainer.train`; which checkpoint to go on from, `find_resume_checkpoint` decides.
+        """Train as `Trainer.train`, from the checkpoint that `find_resume_checkpoint` decides on.
 
         Raises:
             InputError: The checkpoint is incomplete or of another run, `output_dir` holds other
@@ -307,7 +307,7 @@ class SimCSETrainer(Trainer):
         return resume.run_fingerprint(self._model, self.train_dataset, self.args)
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Where to go on, also in a stream."""
+        """Set where to resume, also in a stream."""
         found = super()._init_training_state(*args, **kwargs)
         step = int(self.state.global_step)
         return self.stream_position.begin(found, step, skip=not self.args.ignore_data_skip)
@@ -320,7 +320,7 @@ class SimCSETrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        """Weights of a checkpoint into the model, the training-only heads among them."""
+        """Load weights of a checkpoint into the model, the training-only heads among them."""
         target: Any = self.model if model is None else model
         self.run_info.resumed |= self.state.global_step == 0  # later on it is the best model's
         restore_model(target, Path(resume_from_checkpoint))
@@ -341,7 +341,7 @@ class SimCSETrainer(Trainer):
     # --- What is written: complete or absent, see AtomicCheckpoints --------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As `Trainer.save_model`; with `push_to_hub` the model is then pushed in the background.
+        """Save as `Trainer.save_model`; with `push_to_hub` it is then pushed in the background.
 
         Raises:
             InputError: The model could not be written, or other people's files are in its way.
@@ -420,12 +420,12 @@ class SimCSETrainer(Trainer):
         return result
 
     def save_state(self) -> None:
-        """As `Trainer.save_state`; the file is recorded as ours."""
+        """Save as `Trainer.save_state`; the file is recorded as ours."""
         with self.checkpoints.documents(self._folder, STATE):
             super().save_state()
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
-        """As `Trainer.save_metrics`; the files are recorded as ours."""
+        """Save as `Trainer.save_metrics`; the files are recorded as ours."""
         names = [f"{split}_results.json", *(["all_results.json"] if combined else [])]
         with self.checkpoints.documents(self._folder, *names):
             super().save_metrics(split, metrics, combined)
@@ -463,13 +463,13 @@ class SimCSETrainer(Trainer):
         return self.hub.push_folder(self._folder, blocking=blocking)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """The callback has asked for the repository already."""
+        """Do nothing: the callback has asked for the repository already."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Not here, where the folder has still to be renamed: `HubCheckpointCallback` pushes."""
+        """Do nothing: the folder has still to be renamed, and `HubCheckpointCallback` pushes."""
 
     def _finish_current_push(self) -> None:
-        """There is none of the Trainer's own."""
+        """Do nothing: there is none of the Trainer's own."""
 
     # --- Small things ------------------------------------------------------------------------
 

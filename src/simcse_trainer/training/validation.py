@@ -139,7 +139,7 @@ _MOST_IDS = 2**31
 
 
 def check_tokenized(dataset: Dataset | IterableDataset, model: SimCSEModel) -> None:
-    """`input_ids` are lists of token id lists, as many in every row, none empty or too long."""
+    """Check that `input_ids` are lists of token id lists, equally many, none empty or too long."""
     if isinstance(dataset, IterableDataset):
         return
     # Formatted, for the rows of a filtered data set; what it has left out is still stored.
@@ -170,7 +170,7 @@ def check_tokenized(dataset: Dataset | IterableDataset, model: SimCSEModel) -> N
 
 
 def check_model(model: SimCSEModel, args: SimCSETrainingArguments) -> None:
-    """A model without the head that an option needs, or with nothing to train; logs what trains.
+    """Refuse a model without a needed head, or with nothing to train; log what trains.
 
     Raises:
         InputError: Training could not begin, or its end could not be saved.
@@ -209,7 +209,7 @@ def check_model(model: SimCSEModel, args: SimCSETrainingArguments) -> None:
 
 
 def check_dropout(model: SimCSEModel) -> None:
-    """Unsupervised training needs two embeddings of one text that differ (the paper's section 3).
+    """Check that two embeddings of one text differ: unsupervised training needs it (section 3).
 
     Found out by trying, in training mode, with the random state put back.
 
@@ -238,7 +238,7 @@ def check_dropout(model: SimCSEModel) -> None:
 
 
 def check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments) -> None:
-    """Too few rows for a contrastive loss, or an unknown number of them without `max_steps`."""
+    """Refuse too few rows for a contrastive loss, or an unknown number without `max_steps`."""
     if isinstance(dataset, IterableDataset):
         if args.max_steps <= 0:
             raise InputError(
@@ -310,7 +310,7 @@ def check_engine(state: Any, args: SimCSETrainingArguments) -> None:
 
 
 def check_evaluation(args: SimCSETrainingArguments, tasks: Any) -> None:
-    """What is missing would end the run at its first evaluation."""
+    """Refuse what would end the run at its first evaluation."""
     if not tasks:
         if args.eval_strategy != "no" or args.eval_on_start:
             raise InputError(
@@ -331,12 +331,12 @@ def check_evaluation(args: SimCSETrainingArguments, tasks: Any) -> None:
 
 
 def tasks_by_name(tasks: Any) -> Mapping[str, Any]:
-    """Evaluation data as a dictionary, whichever way it was given."""
+    """Return evaluation data as a dictionary, whichever way it was given."""
     return tasks if isinstance(tasks, Mapping) else {"sts": tasks}
 
 
 def count_views(dataset: Dataset | IterableDataset) -> int:
-    """Texts per row of tokenized data: 1 is unsupervised, 2 pairs, more hard negatives.
+    """Count the texts per row of tokenized data: 1 is unsupervised, 2 pairs, more hard negatives.
 
     Raises:
         InputError: There is no row.
@@ -348,7 +348,7 @@ def count_views(dataset: Dataset | IterableDataset) -> int:
 
 
 def choose_head(model: SimCSEModel, views: int) -> None:
-    """The paper's use of the head: unsupervised in training only, supervised always."""
+    """Choose the paper's use of the head: unsupervised in training only, supervised always."""
     decided = model.mlp_only_train is not None and not model.head_use_is_a_guess
     if model.head is None or decided:
         return
@@ -361,7 +361,7 @@ def choose_head(model: SimCSEModel, views: int) -> None:
 
 
 def warn_about_settings(args: SimCSETrainingArguments, views: int) -> None:
-    """Settings that do less than they seem to."""
+    """Warn about settings that do less than they seem to."""
     if args.hard_negative_weight and views < 3:
         logger.warning("hard_negative_weight has no effect: the data has no hard negatives.")
     if args.augmentation == "none" and args.activation_checkpointing:

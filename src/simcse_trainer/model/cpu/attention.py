@@ -33,7 +33,7 @@ def grouped_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Scaled dot-product attention (Vaswani et al. 2017, equation 1), each sentence by itself.
+    """Compute scaled dot-product attention (Vaswani et al. 2017, eq. 1), each sentence by itself.
 
     Args:
         query: [T, H, D], a row a token.
@@ -67,7 +67,7 @@ def grouped_attention(
 
 
 def _bias(mask: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """[N, 1 or L, L] -> [N * H, 1 or L, L], minus infinity where a query may not look."""
+    """Turn a mask [N, 1 or L, L] into a bias [N * H, 1 or L, L]: minus infinity for False."""
     bias = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
     return bias.repeat_interleave(heads, 0)
 
@@ -75,7 +75,7 @@ def _bias(mask: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
 def _make_head_rows(
     pad_index: Tensor, unpad_index: Tensor, heads: int, shapes: Shapes
 ) -> tuple[Tensor, Tensor]:
-    """The indices for rows of one head of one token, where a group is [N, H, L] of them.
+    """Make the indices for rows of one head of one token, where a group is [N, H, L] of them.
 
     Returns:
         [places * H], the row of the packed [T, H] that belongs in each; [T * H], the way back.
@@ -150,7 +150,7 @@ class _GroupedAttention(torch.autograd.Function):
 
 
 def _by_group(rows: Tensor, shapes: Shapes) -> list[Tensor]:
-    """[places * H, D] -> a view [N * H, L, D] of each group."""
+    """View [places * H, D] as [N * H, L, D] of each group."""
     heads = len(rows) // sum(n * length for n, length in shapes)
     parts = _split(rows, shapes, heads)
     return [
@@ -159,7 +159,7 @@ def _by_group(rows: Tensor, shapes: Shapes) -> list[Tensor]:
 
 
 def _drop(matrices: Sequence[Tensor], mask: Tensor | None) -> Iterator[Tensor]:
-    """Each matrix times its part of the mask, one at a time."""
+    """Multiply each matrix with its part of the mask, one at a time."""
     if mask is None:
         yield from matrices
         return

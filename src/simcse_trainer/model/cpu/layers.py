@@ -45,7 +45,7 @@ def use_cpu_kernels(module: nn.Module, enabled: bool = True) -> Iterator[None]:
 
 
 def dropout_mask(shape: Sequence[int], p: float, dtype: torch.dtype) -> Tensor:
-    """A mask to multiply with, on the CPU (Srivastava et al. 2014, in the inverted form).
+    """Draw a mask to multiply with, on the CPU (Srivastava et al. 2014, in the inverted form).
 
     Args:
         shape: The shape of the result.
@@ -78,7 +78,7 @@ class CPULinear(nn.Linear):
     """`nn.Linear` through oneDNN."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] -> [..., out_features]."""
+        """Map [..., in_features] to [..., out_features]."""
         if not _suits_onednn(x, self.weight):
             return super().forward(x)
         # Flat, for what a Function returns must be no view: some models change it in place.

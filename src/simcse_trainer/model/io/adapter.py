@@ -93,7 +93,7 @@ def describe_base(
 
 
 def find_base(base: BaseWeights) -> str:
-    """What to load the base from: a model that is installed as a package, else its name."""
+    """Find the base's weights: a model that is installed as a package, else its name."""
     return next(
         (resolve_packaged(key) for key, one in _installed().items() if one.hub_name == base.name),
         base.name,
@@ -114,7 +114,7 @@ def check_base(base: BaseWeights, path: str, folder: str, hub: Mapping[str, Any]
 
 
 def read_adapter(name_or_path: str, hub: Mapping[str, Any]) -> AdapterFolder | None:
-    """What a folder says of its adapter; None where it holds a whole model or none at all.
+    """Read what a folder says of its adapter; None where it holds a whole model or none at all.
 
     Raises:
         InputError: The adapter does not say which model it is for.
@@ -169,14 +169,14 @@ def _installed() -> dict[str, Any]:
 
 
 def _find_commit(path: str, hub: Mapping[str, Any]) -> str | None:
-    """The commit of a model in the Hub's cache; None of a folder of one's own."""
+    """Find the commit of a model in the Hub's cache; None of a folder of one's own."""
     config = None if Path(path).is_dir() else find_file(path, CONFIG, **hub)
     parts = config.parts if config is not None else ()
     return parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
 
 
 def fingerprint(name_or_path: str, **hub: Any) -> str | None:
-    """SHA-256 of a model's weights: names, types, shapes and values, in whatever files.
+    """Compute SHA-256 of a model's weights: names, types, shapes and values, in whatever files.
 
     Args:
         name_or_path: A folder, or a name on the Hub.
@@ -198,7 +198,7 @@ def fingerprint(name_or_path: str, **hub: Any) -> str | None:
 
 @cache
 def _digest(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """One digest per tensor, put together in the order of their names; once in a process."""
+    """Compute one digest of all tensors' digests, in the order of names; once in a process."""
     digests = {}
     for path, _, _ in files:
         with safe_open(path, framework="pt") as tensors:

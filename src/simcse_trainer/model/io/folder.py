@@ -251,7 +251,7 @@ def _is_entry(name: str) -> bool:
 
 
 def _find_blocking(folder: Path, name: str) -> str | None:
-    """What is in the way of a file: one of that name, or a file where its folder has to be."""
+    """Find what is in the way of a file: one of that name, or a file where its folder has to be."""
     path = folder
     parts = name.split("/")
     for i, part in enumerate(parts):

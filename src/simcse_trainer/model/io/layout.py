@@ -419,7 +419,7 @@ def _scaling(rope: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(said: dict[str, Any]) -> dict[str, Any]:
-    """What transformers makes of a configuration."""
+    """Read a configuration as transformers does."""
     from transformers import AutoConfig
 
     said = dict(said)

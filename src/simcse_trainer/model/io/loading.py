@@ -235,7 +235,7 @@ def _load_tokenizer(
     append_eos: bool | None,
     backbone: Any,
 ) -> PreTrainedTokenizerBase:
-    """The folder's, or the base model's; with the prompt and the end of the text as asked for."""
+    """Load the folder's tokenizer, or the base's; with the prompt and end of text as asked for."""
     # A whole model has its own; an adapter may leave it to its base.
     own = source.adapter is None or (
         find_file(source.path, TOKENIZER_CONFIG, **source.hub) is not None

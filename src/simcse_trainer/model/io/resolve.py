@@ -50,7 +50,7 @@ PACKAGED_MODELS = {
 
 
 def resolve_packaged(name: str) -> str:
-    """The folder of a packaged model, its weights verified; any other name as it is.
+    """Return the folder of a packaged model, its weights verified; any other name as it is.
 
     Raises:
         InputError: The package is not installed, or its weights are not the published ones.
@@ -123,7 +123,7 @@ def find_file(
 
 
 def _find_snapshot(name: str, revision: str | None) -> Path | None:
-    """The folder in the Hub's cache with what is known of a model."""
+    """Return the folder in the Hub's cache with what is known of a model."""
     for filename in (CONFIG, MODULES, ADAPTER_CONFIG):
         path = try_to_load_from_cache(name, filename, revision=revision)
         if isinstance(path, str):

@@ -140,7 +140,7 @@ def _check_merged(model: Any, folder: Path) -> None:
 
 
 def choose_lora_save(model: Any, asked: str | None) -> str | None:
-    """What is written of an adapted model; None if it has no adapter.
+    """Choose what is written of an adapted model; None if it has no adapter.
 
     By default the adapter: it is small. Only that of a decoder that attends to both sides is
     merged, because sentence-transformers and `AutoModel` cannot load it.
@@ -173,7 +173,7 @@ def _check_finite(model: Any, state: Mapping[str, Tensor]) -> None:
 
 
 def _read_cached_config(name: str, revision: str | None) -> dict[str, Any]:
-    """A model's configuration where it is on this machine: a save asks no Hub."""
+    """Read a model's configuration where it is on this machine: a save asks no Hub."""
     path: Any = Path(name, CONFIG)
     if not Path(name).is_dir():
         with suppress(ValueError):  # no name of a repository
@@ -199,7 +199,7 @@ def _check_rows(model: Any) -> None:
 
 
 def restore_model(model: Any, folder: Path) -> None:
-    """Weights of a checkpoint into a model of its kind, the training-only heads among them.
+    """Load weights of a checkpoint into a model of its kind, the training-only heads among them.
 
     The backbone is read by the class that is in memory: neither code nor an adapter's base is
     loaded a second time. Parameters may be spread over processes; all of them have to call.
@@ -353,7 +353,7 @@ def _save_backbone(model: Any, folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def _save_training_heads(model: Any, folder: Path, state: Mapping[str, Tensor]) -> None:
-    """What the rest of the folder does not hold; named_parameters lists shared ones once."""
+    """Save what the rest of the folder does not hold; named_parameters lists shared ones once."""
     prefixes = ("mlm_head.",) if model.mlp_only_train is False else ("mlm_head.", "head.")
     names = [name for name, _ in model.named_parameters() if name.startswith(prefixes)]
     if names:
@@ -362,7 +362,7 @@ def _save_training_heads(model: Any, folder: Path, state: Mapping[str, Tensor]) 
 
 
 def has_tanh_pooler(backbone: PreTrainedModel) -> bool:
-    """Whether `AutoModel` of this family has a pooling layer of a linear layer and tanh."""
+    """Return whether `AutoModel` of this family has a pooling layer of a linear layer and tanh."""
     with torch.device("meta"):
         names = dict(type(backbone)(backbone.config).named_parameters())
     weight = names.get("pooler.dense.weight")

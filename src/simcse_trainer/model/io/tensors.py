@@ -26,7 +26,7 @@ _CHUNK = 2**24
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of what a file holds, hexadecimal."""
+    """Compute SHA-256 of what a file holds, hexadecimal."""
     digest = sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
