@@ -68,7 +68,7 @@ class ModelArguments:
     max_seq_length: int | None = _option(
         None,
         "Longer texts are cut, in tokens; saved with the model. Default: what the folder says, "
-        "else all that the backbone has room for.",
+        "else the most that the backbone can take.",
     )
     padding_free: bool = _option(
         True, "Compute nothing on padding, where the backbone then computes exactly the same."

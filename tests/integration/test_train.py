@@ -99,7 +99,7 @@ def test_the_script_prints_no_traceback(tmp_path):
         ({"report_to": "wandb"}, "wandb"),
         ({"neighbor_queries": "a man", "eval_tasks": []}, "pass --eval_tasks"),
         ({"eval_tasks": ["pairs.csv", "../pairs.csv"]}, "Two evaluation tasks are called 'pairs'"),
-        ({"max_seq_length": 41}, "max_seq_length is 41; this backbone has room for 2 to 40"),
+        ({"max_seq_length": 41}, "max_seq_length is 41; this backbone takes 2 to 40"),
     ],
 )
 def test_options_that_do_not_go_together(run, options, message, capsys):

@@ -284,7 +284,7 @@ def push_folder(
             # Somebody waits for the answer: a refusal is one at once.
             done = client.run_until(deadline, str(staged), progress=progress, refusals=1)
     except HubFailure as failure:
-        advice = "the same command goes on where this one stopped."
+        advice = "the same command continues where this one stopped."
         if failure.options:
             words = push_words(folder, settings.name, failure.options)
             advice = f"to push it: simcse-trainer push {words}."

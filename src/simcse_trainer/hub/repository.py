@@ -194,7 +194,7 @@ class HubRepository:
     def _check_name(self, name: str, remote: Mapping[str, RepoFile]) -> None:
         """Refuse what no state of ours holds, and what would be written or executed elsewhere."""
         if not is_inside(name) or name not in remote:
-            text = f"the training state is torn: {name} is listed in it and not there"
+            text = f"the training state is incomplete: {name} is listed in it and not there"
         elif is_deepspeed(name):
             text = (
                 f"it is a state of DeepSpeed ({name}), which executes what it reads. Resume from "

@@ -297,7 +297,7 @@ def read_index(folder: Path, maker: Maker) -> SavedIndex:
     for name, expected in header["sha256"].items():
         path = folder / name
         if not path.is_file():
-            raise InputError(f"{folder} is torn: {name} is missing. Build the index again.")
+            raise InputError(f"{folder} is incomplete: {name} is missing. Build the index again.")
         if hash_file(path) != expected:
             raise InputError(f"{folder}: {name} is not as it was written. Build the index again.")
     _check_maker(folder, header, maker)

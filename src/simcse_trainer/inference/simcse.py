@@ -164,7 +164,7 @@ class SimCSE:
             [n, D], or [D] for one text, on the CPU; float32 (float64 of a float64 model).
 
         Raises:
-            InputError: Something that is no text, or a length that the model has no room for.
+            InputError: Something that is no text, or a length that the model cannot take.
         """
         texts = [sentence] if isinstance(sentence, str) else sentence
         blocks = self.encode_stream(

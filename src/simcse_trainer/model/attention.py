@@ -1,4 +1,4 @@
-"""Padding-free attention for any backbone that goes through transformers' AttentionInterface.
+"""Padding-free attention for any backbone that uses transformers' AttentionInterface.
 
 A packed batch is one row of T tokens: N sentences, one after the other. Linear layers then do no
 work on padding; only the attention has to know where each sentence ends. It pads queries, keys and

@@ -210,7 +210,7 @@ def load_quietly(auto_class: Any, name_or_path: str, **options: Any) -> PreTrain
 def enable_packing(backbone: PreTrainedModel) -> int | None:
     """Switch a backbone to padding-free batches, if it then computes the same as padded.
 
-    Whether a family goes through the attention interface, and from where it counts positions
+    Whether a family uses the attention interface, and from where it counts positions
     (RoBERTa starts after its padding token's number), is found out by trying with a few tokens
     rather than from a list of names.
 

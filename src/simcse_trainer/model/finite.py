@@ -12,7 +12,7 @@ def is_finite(tensor: Tensor) -> bool:
     """Return whether all numbers of a tensor are finite; found in the memory of a number."""
     if tensor.numel() == 0:
         return True
-    # NaN goes through both, and infinity is one of them.
+    # aminmax passes NaN on, and infinity is one of them.
     low, high = tensor.detach().aminmax()
     return bool(torch.isfinite(low) & torch.isfinite(high))
 

@@ -150,7 +150,7 @@ class SimCSEModel(nn.Module):
             mlp_only_train: Whether the head is left out at inference. By default what the folder
                 says; for a new head the Trainer decides by the data.
             mlm_head: Also load the checkpoint's masked-language-model head.
-            max_seq_length: By default what the folder says, else what the backbone has room for.
+            max_seq_length: By default what the folder says, else what the backbone can take.
             padding_free: Pack batches where that is exact.
             normalize_embeddings: Give them the length 1. By default what the folder says, else not:
                 so that `AutoModel` and pooling give the same embedding.

@@ -39,7 +39,7 @@ class Source:
 
     @property
     def max_seq_length(self) -> int:
-        """What the folder says, else what the backbone has room for, 512 at most."""
+        """What the folder says, else the most that the backbone can take, 512 at most."""
         said = self.layout.max_seq_length if self.layout else None
         available = getattr(self.config, "max_position_embeddings", None) or 512
         return min(said or 512, available)

@@ -66,7 +66,7 @@ class Step:
     Args:
         model: The model, of real or of fake tensors.
         args: The training options, `SimCSETrainingArguments`.
-        tracker: Entered, and told of the model's tensors.
+        tracker: Entered, and given the model's tensors.
     """
 
     def __init__(self, model: SimCSEModel, args: SimCSETrainingArguments, tracker: MemoryTracker):

@@ -308,7 +308,7 @@ class HubCheckpointCallback(TrainerCallback):
             ) from None
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Queue the checkpoint just written; whatever goes wrong here, training continues."""
+        """Queue the checkpoint just written; whatever fails here, training continues."""
         if self.uploader is None or args.hub_strategy == HubStrategy.END:
             return
         checkpoint = checkpoint_folder(args, state)

@@ -341,7 +341,7 @@ def download_training_state(
         `output_dir/checkpoint-N`.
 
     Raises:
-        InputError: No training state, an altered or torn one, or the Hub did not give it.
+        InputError: No training state, an altered or incomplete one, or the Hub did not give it.
     """
     name, _, revision = source.partition("@")
     client = HubClient(HubSettings(name, token=token, timeout_s=timeout_s))
@@ -375,7 +375,7 @@ def _install(staged: Path, output_dir: Path) -> Path:
     step, best_step = state["global_step"], get_step(state["best_model_checkpoint"])
     incomplete = validate_checkpoint(staged)
     if incomplete is not None:
-        raise HubFailure(f"the training state is torn: {incomplete}", refused=True)
+        raise HubFailure(f"the training state is incomplete: {incomplete}", refused=True)
     manifest = read_manifest(staged)
     run = manifest.run if manifest else ""
     if best_step is not None:

@@ -226,7 +226,10 @@ def test_an_index_may_be_read_in_other_precision(tool, tmp_path, folder):
     ("harm", "said"),
     [
         (lambda f: (f / "index.json").unlink(), "holds no index: expected index.json"),
-        (lambda f: (f / "vectors.safetensors").unlink(), "is torn: vectors.safetensors is missing"),
+        (
+            lambda f: (f / "vectors.safetensors").unlink(),
+            "is incomplete: vectors.safetensors is missing",
+        ),
         (lambda f: cut(f / "vectors.safetensors"), "vectors.safetensors is not as it was written"),
         (lambda f: cut(f / "sentences.jsonl"), "sentences.jsonl is not as it was written"),
         (lambda f: cut(f / "index.json"), "is no index of this version"),

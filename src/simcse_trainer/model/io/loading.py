@@ -268,17 +268,17 @@ def _load_tokenizer(
 def choose_max_length(
     asked: int | None, layout: Layout | None, backbone: Any, tokenizer: PreTrainedTokenizerBase
 ) -> int:
-    """Return what is asked for, else what the folder says, else what the model has room for.
+    """Return what is asked for, else what the folder says, else the most that the model can take.
 
     Raises:
-        InputError: More is asked for than the backbone has room for, or too little.
+        InputError: More is asked for than the backbone can take, or too little.
     """
     positions = getattr(backbone.config, "max_position_embeddings", None) or _UNLIMITED
     available = positions - first_position(backbone)
     around = len(tokenizer("")["input_ids"])
     if asked is not None and not max(2, around + 1) <= asked <= available:
         raise InputError(
-            f"max_seq_length is {asked}; this backbone has room for 2 to {available}, and prompt "
+            f"max_seq_length is {asked}; this backbone takes 2 to {available}, and prompt "
             f"and special tokens take {around} of them."
         )
     said = layout.max_seq_length if layout is not None else None

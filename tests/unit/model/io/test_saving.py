@@ -179,7 +179,7 @@ class TestPlainBackbones:
     [
         ({"pooling_mode": "median"}, "pooling_mode is 'median'; expected one of cls, mean"),
         ({"projection_head": "gpt"}, "projection_head is 'gpt'; expected one of mlp, none"),
-        ({"max_seq_length": 4000}, "max_seq_length is 4000; this backbone has room for 2 to 40"),
+        ({"max_seq_length": 4000}, "max_seq_length is 4000; this backbone takes 2 to 40"),
     ],
 )
 def test_bad_options_say_what_is_expected(options, message, tmp_path):
