@@ -16,6 +16,8 @@ from helpers.tiny import tiny_tokenizer
 # Tiny models lose time to a second thread, and the test processes are as many as the cores.
 torch.set_num_threads(1)
 
+TRACED = {"distributed", "test_own_files.py", "test_nothing_lost.py"}
+
 pytest_plugins = ["helpers.hub_fixture", "helpers.runs"]
 
 
@@ -65,9 +67,9 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _traced_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Coverage follows into the processes of the distributed tests: they alone run code that no
-    other test runs, and tracing the imports of each process costs seconds."""
-    if "distributed" not in request.node.path.parts:
+    """Coverage follows into processes only where they run code that no test runs in this one:
+    tracing the imports of each costs seconds."""
+    if not TRACED.intersection(request.node.path.parts):
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 

@@ -111,6 +111,8 @@ def _fetch_checkpoint(args: Any, folder: Path, newest: Path | None) -> Path:
             f"{folder} holds {newest.name}. Pass --resume_from_checkpoint true beside "
             "--resume_from_hub to go on with what is here, or another --output_dir."
         )
+    # One that looked later would take the state that the first process is fetching for its own.
+    args.distributed_state.wait_for_everyone()
     with args.main_process_first(desc="fetching the training state"):
         found = find_checkpoint(folder) if args.local_process_index and folder.is_dir() else None
         return found or download_training_state(

@@ -17,9 +17,8 @@ from simcse_trainer.evaluation.tasks import EVALUATE_OPTIONS
 from simcse_trainer.evaluation.transfer import evaluate_transfer, load_transfer_task, split_texts
 
 DIMENSIONS = 5
-# Of L-BFGS here, where the package takes Newton's steps with two classes; it is slow on many.
+# Of the gradients here, where the package has its solvers' own.
 TOLERANCE = 1e-6
-NEWTON = "newton-cholesky"
 
 
 def embed(texts):
@@ -48,10 +47,10 @@ def folds(count=10):
     return StratifiedKFold(count, shuffle=True, random_state=1111)
 
 
-def cv_accuracy(x, y, c, cv=None, solver="lbfgs"):
+def cv_accuracy(x, y, c, cv=None):
     hits = []
     for train, held_out in (cv or folds()).split(x, y):
-        model = LogisticRegression(C=c, solver=solver, tol=TOLERANCE, max_iter=10_000)
+        model = LogisticRegression(C=c, tol=TOLERANCE, max_iter=10_000)
         model.fit(x[train], y[train])
         hits.append(np.mean(model.predict(x[held_out]) == y[held_out]))
     return np.mean(hits)
@@ -156,6 +155,27 @@ def test_a_row_without_label_is_named(tmp_path):
     )
 
 
+def newton(x, y, penalties):
+    """Weights [D + 1], the constant last, at the minimum for each C: from one to the next it is
+    a few steps."""
+    x = np.hstack([x, np.ones((len(x), 1))])
+    ridge = np.diag([1.0] * (x.shape[1] - 1) + [0.0])
+    weights = np.zeros(x.shape[1])
+    for c in penalties:
+        while True:
+            p = 1 / (1 + np.exp(-x @ weights))
+            gradient = c * x.T @ (p - y) + ridge @ weights
+            if np.abs(gradient).max() < TOLERANCE:
+                break
+            curvature = c * (x * (p * (1 - p))[:, None]).T @ x + ridge
+            weights = weights - np.linalg.solve(curvature, gradient)
+        yield weights
+
+
+def classify(weights, x):
+    return (x @ weights[:-1] + weights[-1] > 0).astype(int)
+
+
 @pytest.mark.real_weights
 @pytest.mark.slow
 def test_mrpc_agrees_with_an_independent_computation(minilm, transfer_dir):
@@ -169,10 +189,14 @@ def test_mrpc_agrees_with_an_independent_computation(minilm, transfer_dir):
         x = np.hstack([np.abs(u - v), u * v])
         features[name] = x, np.array([int(label) for label in split["label"]])
     x, y = features["train"]
-    best = max([2.0**k for k in range(-1, 6)], key=lambda c: cv_accuracy(x, y, c, solver=NEWTON))
-    model = LogisticRegression(C=best, solver=NEWTON).fit(x, y)
+    c = [2.0**k for k in range(-1, 6)]
+    hits = np.zeros(len(c))
+    for train, held_out in folds().split(x, y):
+        for k, weights in enumerate(newton(x[train], y[train], c)):
+            hits[k] += np.mean(classify(weights, x[held_out]) == y[held_out])
+    *_, weights = newton(x, y, c[: np.argmax(hits) + 1])
     test_x, test_y = features["test"]
-    predicted = model.predict(test_x)
+    predicted = classify(weights, test_x)
     assert found["mrpc_accuracy"] == pytest.approx(100 * np.mean(predicted == test_y), abs=0.1)
     true = np.sum(predicted & test_y)
     f1 = 200 * true / (np.sum(predicted) + np.sum(test_y))
