@@ -25,7 +25,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 4 -m "not slow"
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 4 --maxschedchunk 6 --cov=simcse_trainer
+	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal --cov=simcse_trainer
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -7,13 +7,15 @@ from pathlib import Path
 # Before any import of the Hub client: a test that reached for the network would hang, not fail.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+# The test processes are as many as the cores already; numpy reads this when it is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import pytest
 import torch
 from helpers import ROOT
 from helpers.tiny import tiny_tokenizer
 
-# Tiny models lose time to a second thread, and the test processes are as many as the cores.
+# Tiny models lose time to a second thread.
 torch.set_num_threads(1)
 
 TRACED = {"distributed", "test_own_files.py", "test_nothing_lost.py"}

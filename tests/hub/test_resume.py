@@ -99,7 +99,7 @@ def test_a_torn_training_state_is_refused(hub: LoopbackHub, tmp_path):
     complete = dict(repo.by_sha[repo.branches["training-state"]].files)
     incomplete = {path: blob for path, blob in complete.items() if path != "optimizer.pt"}
     repo.commit("training-state", "torn", incomplete)
-    with pytest.raises(InputError, match=r"torn: optimizer\.pt is listed"):
+    with pytest.raises(InputError, match=r"incomplete: optimizer\.pt is listed"):
         download_training_state("me/tiny", tmp_path / "new", token=TOKEN)
     assert not list((tmp_path / "new").glob("checkpoint-*"))
 

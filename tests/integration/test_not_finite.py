@@ -1,4 +1,4 @@
-"""NaN and infinity end a command where they are first met, and so do weights that are torn."""
+"""NaN and infinity end a command where they are first met, and so do weights that are cut off."""
 
 import json
 import re
@@ -169,7 +169,7 @@ def test_a_model_with_a_number_that_is_none_is_not_pushed(
 
 
 @field("31a")
-@pytest.mark.parametrize("kind", ["pointer", "torn", "header", "empty"])
+@pytest.mark.parametrize("kind", ["pointer", "cut off", "header", "empty"])
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "2_Dense/model.safetensors", "tokenizer.json", "config.json"]
 )
@@ -182,7 +182,7 @@ def test_a_file_that_was_not_downloaded_is_one_line(files, kind, name, capsys):
     complete = path.read_bytes()
     content = {
         "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
-        "torn": complete[: len(complete) // 2],
+        "cut off": complete[: len(complete) // 2],
         "header": complete[:5],
         "empty": b"",
     }[kind]

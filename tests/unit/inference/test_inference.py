@@ -135,7 +135,7 @@ def test_lengths_are_the_folders_or_the_originals(folder, tmp_path):
 def test_what_is_no_text_is_named(tool, folder):
     fails(lambda: tool.encode(["a", None]), "Sentence 1 is NoneType, expected a text")
     fails(lambda: tool.encode(["a", "b\ud800"]), "Sentence 1 holds U+D800 at position 1")
-    fails(lambda: tool.encode("a", max_length=41), "room for 2 to 40")
+    fails(lambda: tool.encode("a", max_length=41), "takes 2 to 40")
     fails(lambda: tool.encode("a", batch_size=0), "batch_size is 0")
     fails(lambda: tool.encode("a", device="cuda:77"), "device is 'cuda:77', which is not there")
     fails(lambda: SimCSE(folder, device="nonsense"), "device is 'nonsense'")
