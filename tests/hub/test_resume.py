@@ -93,7 +93,7 @@ def test_an_altered_training_state_is_refused(path, hub: LoopbackHub, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_torn_training_state_is_refused(hub: LoopbackHub, tmp_path):
+def test_an_incomplete_training_state_is_refused(hub: LoopbackHub, tmp_path):
     train(tmp_path / "out")
     repo = hub.repos["me/tiny"]
     complete = dict(repo.by_sha[repo.branches["training-state"]].files)

@@ -1,4 +1,4 @@
-"""Kills, terminations, full disks and incomplete checkpoints: nothing is lost or resumed wrongly."""
+"""Kills, terminations, full disks, half checkpoints: nothing is lost or resumed wrongly."""
 
 import json
 import logging

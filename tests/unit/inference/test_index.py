@@ -245,7 +245,7 @@ def test_an_index_may_be_read_in_other_precision(tool, tmp_path, folder):
         (lambda f: change(f, faiss="hnsw"), "faiss is 'hnsw'"),
     ],
 )
-def test_torn_altered_and_foreign_folders(tool, tmp_path, harm, said):
+def test_incomplete_altered_and_foreign_folders(tool, tmp_path, harm, said):
     tool.save_index(tmp_path / "index")
     harm(tmp_path / "index")
     fails(lambda: tool.load_index(tmp_path / "index"), said, tmp_path / "index")
