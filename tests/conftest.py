@@ -18,7 +18,7 @@ from helpers.tiny import tiny_tokenizer
 # Tiny models lose time to a second thread.
 torch.set_num_threads(1)
 
-TRACED = {"distributed", "test_own_files.py", "test_nothing_lost.py"}
+TRACED = {"test_arrangements.py", "test_gather.py", "test_own_files.py", "test_nothing_lost.py"}
 
 pytest_plugins = ["helpers.hub_fixture", "helpers.runs"]
 
