@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from simcse_trainer.objective.precision import upcast
+from simcse_trainer.objective.loss import upcast
 
 IGNORED = -100
 

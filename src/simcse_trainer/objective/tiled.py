@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from simcse_trainer.objective.loss import false_negative_mask
-from simcse_trainer.objective.precision import upcast
+from simcse_trainer.objective.loss import false_negative_mask, upcast
 
 
 def tiled_info_nce(

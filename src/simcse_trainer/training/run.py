@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import transformers
+from torch import Tensor
+from torch.nn import functional as F
 from transformers import TrainerCallback, set_seed
 
 from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.errors import InputError
-from simcse_trainer.evaluation.sts import TASKS, load_sts_tasks
+from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS, evaluate_sts, load_sts_tasks
 from simcse_trainer.files import CARD, RESULTS, STATE, TRAINING_ARGS, TRAINING_CURVE
 from simcse_trainer.hub.card_data import EvaluatedOn
 from simcse_trainer.hub.run_info import RunInfo, changed_options
@@ -25,7 +28,6 @@ from simcse_trainer.training.callbacks import HubCheckpointCallback
 from simcse_trainer.training.output_dir import check_output_dir, hold_folder
 from simcse_trainer.training.processes import check_processes
 from simcse_trainer.training.resume import find_resume_checkpoint
-from simcse_trainer.training.summary import ModelEvaluation, evaluate_model, format_summary
 from simcse_trainer.training.trainer import SimCSETrainer
 
 logger = logging.getLogger(__name__)
@@ -247,3 +249,107 @@ def _describe_run(
     info.files = [*data_args.train_file, *([str(name)] if name and not on_hub else [])]
     info.options = changed_options(model_args) | changed_options(data_args)
     info.command = command
+
+
+Neighbors = dict[str, list[tuple[float, str]]]
+
+
+@dataclass(frozen=True)
+class ModelEvaluation:
+    """A model's scores, and the nearest sentences of some queries, at one moment.
+
+    Attributes:
+        scores: Correlations from `evaluate_sts`; empty without evaluation data.
+        neighbors: Query -> (cosine, sentence), nearest first.
+        space: Alignment, uniformity and anisotropy from `evaluate_sts`.
+    """
+
+    scores: dict[str, float]
+    neighbors: Neighbors
+    space: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Scores and space together, as `evaluate_sts` gives them."""
+        return self.scores | self.space
+
+
+def evaluate_model(
+    encode: Callable[[Sequence[str]], Tensor],
+    tasks: Mapping[str, Any],
+    queries: Sequence[str],
+    *,
+    neighbors: int = 3,
+) -> ModelEvaluation:
+    """Evaluate, and search the evaluation sentences for the queries.
+
+    Args:
+        encode: Texts to embeddings [n, D].
+        tasks: Name -> scored pairs.
+        queries: Texts whose neighbours are searched.
+        neighbors: Sentences per query; the query itself is not among them.
+    """
+    if not tasks:
+        return ModelEvaluation({}, {})
+    found: Neighbors = {}
+    if queries:
+        corpus = list(dict.fromkeys(s for t in tasks.values() for s in t["sentence1"]))
+        corpus = list(dict.fromkeys(corpus + [s for t in tasks.values() for s in t["sentence2"]]))
+        rows = F.normalize(encode(corpus), dim=-1)
+        cosines = F.normalize(encode(queries), dim=-1) @ rows.T
+        for query, row in zip(queries, cosines, strict=True):
+            others = [i for i in row.argsort(descending=True).tolist() if corpus[i] != query]
+            found[query] = [(float(row[i]), corpus[i]) for i in others[:neighbors]]
+    metrics = evaluate_sts(encode, tasks)
+    space = {name: metrics.pop(name) for name in SPACE_METRICS if name in metrics}
+    return ModelEvaluation(metrics, found, space)
+
+
+def format_summary(
+    before: ModelEvaluation, after: ModelEvaluation, folder: Path, steps: int
+) -> str:
+    """Format the text that ends a run."""
+    parts = []
+    if after.scores:
+        parts.append(_score_table(before, after))
+    if after.neighbors:
+        parts.append(_neighbor_list(before.neighbors, after.neighbors))
+    parts.append(f"The model after {steps} steps is in {folder}. Load it with any of\n")
+    parts.append(_loading(folder))
+    return "\n".join(parts)
+
+
+def _score_table(before: ModelEvaluation, after: ModelEvaluation) -> str:
+    scores, space = after.scores, [name for name in after.space if name in before.space]
+    names = [name for name in scores if name != "avg_sts" or len(scores) > 2]
+    width = max(len(name) for name in [*names, "Lower is better"])
+    lines = [f"{'Spearman x 100':<{width}}  {'before':>7}  {'after':>7}  {'change':>7}"]
+    for name in [*names, *space]:
+        if space and name == space[0]:
+            lines.append("Lower is better")
+        old, new = before.metrics[name], after.metrics[name]
+        label = name.removesuffix("_spearman")
+        lines.append(f"{label:<{width}}  {old:7.2f}  {new:7.2f}  {new - old:+7.2f}")
+    return "\n".join([*lines, ""])
+
+
+def _neighbor_list(before: Neighbors, after: Neighbors) -> str:
+    lines = ["Nearest sentences of the evaluation data (cosine)"]
+    for query in after:
+        lines.append(f"\n  {query}")
+        for moment, neighbors in (("before", before[query]), ("after", after[query])):
+            for rank, (cosine, sentence) in enumerate(neighbors):
+                lines.append(f"    {moment if rank == 0 else '':<6}  {cosine:.2f}  {sentence}")
+    return "\n".join([*lines, ""])
+
+
+def _loading(folder: Path) -> str:
+    path = repr(str(folder))
+    return (
+        f"  from simcse_trainer import SimCSEModel\n"
+        f"  SimCSEModel.from_pretrained({path}).encode(['a sentence'])\n\n"
+        f"  from sentence_transformers import SentenceTransformer\n"
+        f"  SentenceTransformer({path}).encode(['a sentence'])\n\n"
+        f"  from transformers import AutoModel, AutoTokenizer\n"
+        f"  AutoModel.from_pretrained({path}), AutoTokenizer.from_pretrained({path})\n"
+    )

@@ -43,9 +43,8 @@ from simcse_trainer.training.callbacks import (
     take_hub_callback,
 )
 from simcse_trainer.training.checkpointing import AtomicCheckpoints
-from simcse_trainer.training.dataset import build_collator, prepare_training_data
+from simcse_trainer.training.dataset import MLMInputs, build_collator, prepare_training_data
 from simcse_trainer.training.grad_cache_step import GradCacheStep, set_optimizer_mode
-from simcse_trainer.training.mlm import MLMInputs
 from simcse_trainer.training.processes import Processes
 
 logger = logging.getLogger(__name__)
