@@ -9,10 +9,12 @@ ALL_CORES := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$(getconf _NPROCESSORS_ONLN)}
 
 SAMPLE := examples/customer_support/train.csv
 
-.PHONY: help quickstart test test-all lint bench clean
+.PHONY: help quickstart quickstart-llm quickstart-ko test test-all lint bench clean
 
 help:
 	@echo "make quickstart   install, and train a small real model in minutes"
+	@echo "make quickstart-llm   install a small language model, and make a sentence encoder of it"
+	@echo "make quickstart-ko    the same on Korean data"
 	@echo "make test         install what the tests need, and run the quick ones, in minutes"
 	@echo "make test-all     run all of them, with coverage"
 	@echo "make lint         ruff and mypy"
@@ -20,6 +22,10 @@ help:
 
 quickstart: $(VENV)/.quickstart
 	$(ALL_CORES) $(BIN)/accelerate launch train_simcse.py configs/quickstart.yaml --overwrite_output_dir true
+
+quickstart-llm quickstart-ko: quickstart-%: $(VENV)/.gemma
+	$(ALL_CORES) $(BIN)/accelerate launch train_simcse.py configs/quickstart_$*.yaml \
+		--overwrite_output_dir true
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 4 -m "not slow"

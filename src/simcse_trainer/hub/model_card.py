@@ -111,6 +111,8 @@ def template_values(facts: CardData) -> dict[str, Any]:
         "base_model": escape(facts.base_model),
         "base_model_url": escape_url(facts.base_model),
         "base_model_relation": facts.base_model_relation,
+        "origin": escape(facts.origin),
+        "notice": [escape(line) for line in facts.notice.split("\n\n") if line],
         "objective": escape(facts.objective),
         "language": [escape(code) for code in facts.language],
         "license": escape(facts.license.removeprefix("other:")),

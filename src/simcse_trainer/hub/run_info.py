@@ -27,7 +27,7 @@ from simcse_trainer.hub.card_data import LOADERS, CardData, EvaluatedOn, is_repo
 from simcse_trainer.hub.model_card import render_card
 from simcse_trainer.model.decoders import is_bidirectional
 from simcse_trainer.model.io.folder import add_documents
-from simcse_trainer.model.io.resolve import PACKAGED_MODELS
+from simcse_trainer.model.io.resolve import find_packaged
 from simcse_trainer.model.io.saving import choose_lora_save, has_tanh_pooler
 from simcse_trainer.model.lora import get_base_model, has_adapter
 from simcse_trainer.model.modeling import SimCSEModel
@@ -168,11 +168,13 @@ def make_card_data(
     energy, emissions = read_emissions(Path(info.output_dir), began)
     return CardData(
         model_id=model_id or info.hub_model_id or info.output_dir,
-        **(info.checkpoint_model if in_checkpoint else info.model),
-        base_model=_find_base_model(info.model_name or info.loaded_from),
+        **_add_known(
+            info.checkpoint_model if in_checkpoint else info.model,
+            base_model=_find_base_model(info.model_name or info.loaded_from),
+            license=info.license,
+        ),
         objective=info.objective,
         language=list(info.language),
-        license=info.license,
         datasets=[name for name in info.datasets if is_repo_id(name)],
         sources=", ".join(sources),
         rows=info.rows,
@@ -276,7 +278,8 @@ def write_merged_card(model: SimCSEModel, folder: Path) -> None:
     """Write the card of an adapter that was merged after its run, from what the model says."""
     base = model.base_weights.name if model.base_weights else ""
     facts = CardData(
-        model_id=str(folder), **describe_model(model, "merged"), base_model=_find_base_model(base)
+        model_id=str(folder),
+        **_add_known(describe_model(model, "merged"), base_model=_find_base_model(base)),
     )
     (folder / CARD).write_text(render_card(facts), encoding="utf-8")
     add_documents(folder, [CARD])
@@ -307,8 +310,17 @@ def describe_model(model: SimCSEModel, lora_save: str | None) -> dict[str, Any]:
         "pads_left": getattr(model.tokenizer, "padding_side", "right") == "left",
         "prompt": get_prompt(model.tokenizer) or "",
         "loaders": _find_loaders(model) if form == "adapter" else LOADERS,
+        "base_model": model.terms.base_model if model.terms else "",
+        "license": model.terms.license if model.terms else "",
+        "origin": model.terms.origin if model.terms else "",
+        "notice": model.terms.notice_text if model.terms else "",
         "base_model_relation": {None: "finetune", "adapter": "adapter"}.get(form, "merge"),
     }
+
+
+def _add_known(model: Mapping[str, Any], **known: str) -> dict[str, Any]:
+    """Put what a run knows over what the terms of its base model say."""
+    return {**model, **{name: value for name, value in known.items() if value}}
 
 
 def _find_loaders(model: SimCSEModel) -> Sequence[str]:
@@ -323,9 +335,9 @@ _HEADS = {None: "none", True: "in training only", False: "linear and tanh"}
 
 def _find_base_model(name: str) -> str:
     """Find the name on the Hub of the base; a folder has none, unless a package's."""
-    for package, packaged in PACKAGED_MODELS.items():
-        if name == package or Path(name).parts[-2:] == (packaged.module, packaged.folder):
-            return packaged.hub_name
+    packaged = find_packaged(name)
+    if packaged is not None:
+        return packaged.hub_name
     return name if name and not Path(name).exists() and is_repo_id(name) else ""
 
 

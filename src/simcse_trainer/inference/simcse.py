@@ -33,7 +33,7 @@ from simcse_trainer.inference.index import (
 )
 from simcse_trainer.model.io.layout import read_layout
 from simcse_trainer.model.io.loading import choose_max_length
-from simcse_trainer.model.io.resolve import resolve_packaged
+from simcse_trainer.model.io.resolve import resolve_model
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.tokenizer import check_texts
 
@@ -112,7 +112,7 @@ class SimCSE:
         if options.get("max_seq_length") is None:
             hub = {name: options.get(name) for name in ("revision", "token")}
             said = {"pooling_mode", "projection_head"} <= {*options}
-            layout = read_layout(resolve_packaged(self.name), assume_absent=said, **hub)
+            layout = read_layout(resolve_model(self.name), assume_absent=said, **hub)
             if layout is None:
                 self.model.max_seq_length = min(self.model.max_seq_length, _ORIGINAL_LENGTH)
         full = self.model.embedding_dimension

@@ -13,7 +13,7 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.files import TRAINING_HEADS
 from simcse_trainer.model.backbone import load_quietly
 from simcse_trainer.model.io.layout import Layout, read_tensors
-from simcse_trainer.model.io.resolve import find_file
+from simcse_trainer.model.io.lookup import find_file
 
 
 class ProjectionHead(nn.Module):

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from simcse_trainer.errors import InputError
 from simcse_trainer.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from simcse_trainer.model.io.layout import read_tensors
-from simcse_trainer.model.io.resolve import find_file
+from simcse_trainer.model.io.lookup import find_file
 
 if TYPE_CHECKING:
     from peft import LoraConfig

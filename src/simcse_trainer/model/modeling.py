@@ -23,6 +23,7 @@ from simcse_trainer.model.heads import MLMHead, ProjectionHead
 from simcse_trainer.model.io.adapter import BaseWeights
 from simcse_trainer.model.io.loading import load_components
 from simcse_trainer.model.io.saving import replaced_at_once, save_model
+from simcse_trainer.model.io.terms import Terms
 from simcse_trainer.model.lora import has_adapter
 from simcse_trainer.model.pooling import LAYER_PAIRS, POOLING_MODES, pool, select_layers
 from simcse_trainer.model.tokenizer import count_word_embeddings, tokenize
@@ -68,6 +69,7 @@ class SimCSEModel(nn.Module):
         prompts: Named prompts of a sentence-transformers model, which only pass through.
         include_prompt: The tokens of such a prompt are pooled too; passes through.
         base_weights: What an adapter was trained on, for the folder that it is saved in.
+        terms: What the backbone's licence asks of all that is made from it, for that folder too.
 
     Attributes:
         dropout: False switches all dropout off, also in training.
@@ -89,6 +91,7 @@ class SimCSEModel(nn.Module):
         prompts: dict[str, str] | None = None,
         include_prompt: bool = True,
         base_weights: BaseWeights | None = None,
+        terms: Terms | None = None,
     ):
         super().__init__()
         if pooling_mode not in POOLING_MODES:
@@ -107,6 +110,7 @@ class SimCSEModel(nn.Module):
         self.prompts = prompts or {}
         self.include_prompt = include_prompt
         self.base_weights = base_weights
+        self.terms = terms
         # Decoders would keep keys and values for tokens to come.
         self._call_options = {"use_cache": False} if is_decoder(backbone.config) else {}
         self.position_offset = enable_packing(backbone) if padding_free else None
@@ -141,7 +145,8 @@ class SimCSEModel(nn.Module):
         """Load a trained folder, an adapter, a sentence-transformers model or a plain backbone.
 
         Args:
-            name_or_path: A folder, a name on the Hub, or a key of `PACKAGED_MODELS`.
+            name_or_path: A folder, a `.gguf` file, a name on the Hub, or a key of
+                `PACKAGED_MODELS`.
             pooling_mode: By default what the folder says, else that of `default_pooling`.
             projection_head: `mlp`: a linear layer with tanh (the folder's, else a new one);
                 `pooler`: the backbone's own trained pooling layer as that head; `none`. By default

@@ -19,7 +19,7 @@ from simcse_trainer.model.decoders import default_pooling, set_attention
 from simcse_trainer.model.heads import MLMHead, ProjectionHead, head_sizes
 from simcse_trainer.model.io.adapter import read_adapter
 from simcse_trainer.model.io.layout import Layout, read_layout
-from simcse_trainer.model.io.resolve import resolve_packaged
+from simcse_trainer.model.io.resolve import resolve_model
 from simcse_trainer.model.lora import add_adapter
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.planning.fake_kernels import quantize_fake
@@ -58,7 +58,7 @@ def read_source(model_args: ModelArguments, backbone_config: str | None = None) 
     if backbone_config is not None:
         return Source(_read_config(backbone_config))
     hub: dict[str, Any] = {"revision": model_args.model_revision}
-    path = resolve_packaged(model_args.model_name_or_path)
+    path = resolve_model(model_args.model_name_or_path)
     if (adapter := read_adapter(path, hub | {"token": None})) is not None:
         raise InputError(
             f"'{model_args.model_name_or_path}' is an adapter. Plan with its base model: "

@@ -8,7 +8,7 @@ __getattr__, __dir__ = attach_lazily(
         "Layout": "layout",
         "ModelComponents": "loading",
         "find_checkpoint": "checkpoints",
-        "find_file": "resolve",
+        "find_file": "lookup",
         "load_components": "loading",
         "read_layout": "layout",
         "read_manifest": "manifest",

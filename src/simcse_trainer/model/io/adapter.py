@@ -30,7 +30,8 @@ from simcse_trainer.files import (
     WEIGHTS_INDEX,
 )
 from simcse_trainer.model.decoders import is_bidirectional
-from simcse_trainer.model.io.resolve import PACKAGED_MODELS, find_file, resolve_packaged
+from simcse_trainer.model.io.lookup import find_file
+from simcse_trainer.model.io.resolve import find_installed, find_packaged, resolve_model
 from simcse_trainer.model.lora import get_base_model, save_adapter
 from simcse_trainer.model.quantization import quantization_bits
 
@@ -80,8 +81,9 @@ def describe_base(
         hub: What the Hub is asked with: `revision` and `token`.
         sha256: Of its weights, where it is known already.
     """
-    packaged = {resolve_packaged(name): one.hub_name for name, one in _installed().items()}
-    name = packaged.get(path) or (str(Path(path).resolve()) if Path(path).is_dir() else path)
+    packaged = find_packaged(path)
+    here = str(Path(path).resolve()) if Path(path).is_dir() else path
+    name = packaged.hub_name if packaged is not None else here
     return BaseWeights(
         name,
         hub.get("revision"),
@@ -94,10 +96,8 @@ def describe_base(
 
 def find_base(base: BaseWeights) -> str:
     """Find the base's weights: a model that is installed as a package, else its name."""
-    return next(
-        (resolve_packaged(key) for key, one in _installed().items() if one.hub_name == base.name),
-        base.name,
-    )
+    package = find_installed(base.name)
+    return base.name if package is None else resolve_model(package)
 
 
 def check_base(base: BaseWeights, path: str, folder: str, hub: Mapping[str, Any]) -> None:
@@ -160,12 +160,6 @@ def write_adapter(
     target = folder / HIDDEN_ADAPTER if base.bidirectional else folder
     save_adapter(backbone, target, state, base=base.name, revision=base.revision)
     (folder / ADAPTER_BASE).write_text(base.as_json(), encoding="utf-8")
-
-
-def _installed() -> dict[str, Any]:
-    from importlib.util import find_spec
-
-    return {key: one for key, one in PACKAGED_MODELS.items() if find_spec(one.module)}
 
 
 def _find_commit(path: str, hub: Mapping[str, Any]) -> str | None:

@@ -26,7 +26,7 @@ from transformers import PreTrainedConfig
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.files import CONFIG, MODULES, SENTENCE_BERT, SENTENCE_TRANSFORMERS, WEIGHTS
-from simcse_trainer.model.io.resolve import find_file
+from simcse_trainer.model.io.lookup import find_file
 from simcse_trainer.model.io.tensors import check_downloaded, explain_damage
 from simcse_trainer.model.pooling import LAYER_PAIRS
 

