@@ -9,6 +9,7 @@ from helpers.training import TRIPLETS
 from transformers import TrainerCallback
 
 from simcse_trainer import SimCSEModel, SimCSETrainer
+from simcse_trainer.model.io.terms import Terms, set_terms
 from simcse_trainer.model.lora import lora_config
 from simcse_trainer.training.resume import download_training_state
 
@@ -70,3 +71,22 @@ def test_another_machine_goes_on_from_the_pushed_adapter(hub: LoopbackHub, tmp_p
     assert resumed.state.global_step == 6
     for name, tensor in complete.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_what_a_licence_asks_for_is_published_with_adapters_and_models(hub: LoopbackHub, tmp_path):
+    model = adapted(save_tiny(tmp_path / "base", "qwen3"))
+    model.terms = Terms(
+        "gemma", "google/x", "made", "The notice.", documents={"TERMS.html": b"all"}
+    )
+    set_terms(model.config, model.terms)
+    trainer = build(tmp_path / "out", train_dataset=TRIPLETS, model=model, max_steps=4)
+    trainer.train()
+    trainer.save_model()
+    trainer.hub.finish()
+    for branch in ("step-4", "main"):
+        assert {"NOTICE", "TERMS.html"} < set(hub.repos["me/tiny"].files(branch))
+    found = SimCSEModel.from_pretrained(tmp_path / "out")
+    assert found.terms == model.terms
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "license: gemma" in card
+    assert "The notice." in card
