@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -312,6 +313,7 @@ def format_summary(
     parts = []
     if after.scores:
         parts.append(_score_table(before, after))
+        parts.append(_verdict(before, after))
     if after.neighbors:
         parts.append(_neighbor_list(before.neighbors, after.neighbors))
     parts.append(f"The model after {steps} steps is in {folder}. Load it with any of\n")
@@ -331,6 +333,25 @@ def _score_table(before: ModelEvaluation, after: ModelEvaluation) -> str:
         label = name.removesuffix("_spearman")
         lines.append(f"{label:<{width}}  {old:7.2f}  {new:7.2f}  {new - old:+7.2f}")
     return "\n".join([*lines, ""])
+
+
+# Smaller changes of a correlation are within what another seed would change.
+_NO_CHANGE = 0.5
+
+
+def _verdict(before: ModelEvaluation, after: ModelEvaluation) -> str:
+    """Say in a sentence whether training helped, by the mean of the scores."""
+    change = after.scores["avg_sts"] - before.scores["avg_sts"]
+    if not math.isfinite(change):
+        return "No verdict: a score is no number.\n"
+    if abs(change) < _NO_CHANGE:
+        return f"Neither better nor worse: the score changed by {change:+.2f} points.\n"
+    if change > 0:
+        return f"Better: the score rose by {change:.2f} points.\n"
+    return (
+        f"Worse: the score fell by {-change:.2f} points. Keep the model that training began "
+        "with, or train with a smaller --learning_rate or other data.\n"
+    )
 
 
 def _neighbor_list(before: Neighbors, after: Neighbors) -> str:
