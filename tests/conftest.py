@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before any import of the Hub client: a test that reached for the network would hang, not fail.
@@ -73,6 +74,16 @@ def _traced_processes(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     tracing the imports of each costs seconds."""
     if not TRACED.intersection(request.node.path.parts):
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _own_verbosity() -> Iterator[None]:
+    """The Trainer sets transformers' verbosity by `log_level`, for the whole process."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture(autouse=True)

@@ -52,8 +52,10 @@ logger = logging.getLogger(__name__)
 # With several processes, within how many seconds they ask each other whether one was told to stop,
 # and after how many steps at most: torchrun kills 30 seconds after SIGTERM.
 _AGREE_WITHIN_S, _AGREE_WITHIN_STEPS = 5.0, 8
-# How long the checks before training may take, with the start of the process that makes them.
-_CHECK_S, _CHECK_CARD_S = 6.0, 3.0
+# How long the checks before training may take together, with the start of their processes; and
+# what of it the first leaves for the card's. A Hub that used up the rest will hardly answer in it,
+# and what it says later is told.
+_CHECKS_S, _CHECK_CARD_S = 9.0, 1.0
 
 
 class PreemptionCallback(TrainerCallback):
@@ -263,6 +265,7 @@ class HubCheckpointCallback(TrainerCallback):
         self.pushes_final_model = pushes_final_model
         self.card: ModelCardCallback | None = None
         self.uploader: Uploader | None = None
+        self._patience_s = _CHECKS_S
         if args.process_index == 0:
             self._connect()
 
@@ -276,7 +279,7 @@ class HubCheckpointCallback(TrainerCallback):
             timeout_s=args.hub_timeout_s,
         )
         self.uploader = self._uploader(settings)
-        self._check("check", patience_s=_CHECK_S)
+        self._check("check", patience_s=_CHECKS_S - _CHECK_CARD_S)
         atexit.register(self.finish)
 
     def _uploader(self, settings: HubSettings) -> Uploader:
@@ -293,11 +296,12 @@ class HubCheckpointCallback(TrainerCallback):
         Raises:
             InputError: The Hub refuses the metadata.
         """
-        self._check("check_card", f"---\n{metadata}\n---\n", patience_s=_CHECK_CARD_S)
+        self._check("check_card", f"---\n{metadata}\n---\n", patience_s=self._patience_s)
 
     def _check(self, command: str, content: str = "", *, patience_s: float) -> None:
         if self.uploader is None:
             return
+        began = time.monotonic()
         try:
             self.uploader.check(command, content=content, patience_s=patience_s)
         except HubFailure as failure:
@@ -306,6 +310,8 @@ class HubCheckpointCallback(TrainerCallback):
                 f"push_to_hub: {self.uploader.repository} cannot be pushed to: {failure}. Correct "
                 "it, or pass --push_to_hub false."
             ) from None
+        left = self._patience_s - (time.monotonic() - began)
+        self._patience_s = max(left, _CHECK_CARD_S)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Queue the checkpoint just written; whatever fails here, training continues."""
