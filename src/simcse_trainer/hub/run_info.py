@@ -29,6 +29,7 @@ from simcse_trainer.model.decoders import is_bidirectional
 from simcse_trainer.model.io.folder import add_documents
 from simcse_trainer.model.io.resolve import find_packaged
 from simcse_trainer.model.io.saving import choose_lora_save, has_tanh_pooler
+from simcse_trainer.model.io.terms import Terms
 from simcse_trainer.model.lora import get_base_model, has_adapter
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.pooling import LAYER_PAIRS
@@ -296,6 +297,7 @@ def describe_model(model: SimCSEModel, lora_save: str | None) -> dict[str, Any]:
     at_inference = model.head is not None and model.mlp_only_train is False
     by_cls = model.pooling_mode == "cls"
     module = 3 if model.pooling_mode in LAYER_PAIRS else 2
+    terms = model.terms or Terms()
     return {
         "pooling_mode": model.pooling_mode,
         "dimensions": model.embedding_dimension,
@@ -310,10 +312,10 @@ def describe_model(model: SimCSEModel, lora_save: str | None) -> dict[str, Any]:
         "pads_left": getattr(model.tokenizer, "padding_side", "right") == "left",
         "prompt": get_prompt(model.tokenizer) or "",
         "loaders": _find_loaders(model) if form == "adapter" else LOADERS,
-        "base_model": model.terms.base_model if model.terms else "",
-        "license": model.terms.license if model.terms else "",
-        "origin": model.terms.origin if model.terms else "",
-        "notice": model.terms.notice_text if model.terms else "",
+        "base_model": terms.base_model,
+        "license": terms.license,
+        "origin": terms.origin,
+        "notice": terms.notice_text,
         "base_model_relation": {None: "finetune", "adapter": "adapter"}.get(form, "merge"),
     }
 

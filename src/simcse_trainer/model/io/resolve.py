@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,7 +51,7 @@ class PackagedModel:
         hub_name: Name on the Hub of the model that the weights are, or are made from.
         install: What to install.
         gguf: Name of the `.gguf` file that the module's `assemble(path)` writes, if it is one.
-        terms: What its licence asks for, by the names of `Terms`.
+        terms: What its licence asks for, without the documents.
         terms_url: The address of the terms that a user agrees to.
         documents: Files beside it that have to be passed on; the first are the terms.
     """
@@ -62,7 +62,7 @@ class PackagedModel:
     hub_name: str
     install: str
     gguf: str = ""
-    terms: Mapping[str, str] = field(default_factory=dict)
+    terms: Terms = field(default_factory=Terms)
     terms_url: str = ""
     documents: tuple[str, ...] = ()
 
@@ -85,17 +85,17 @@ PACKAGED_MODELS = {
         gguf="gemma-3-270m-q4_k_m.gguf",
         # Section 3.1 of the terms: the sentence of a "Notice" file, the use restrictions, the
         # agreement itself, and a notice of what was modified.
-        terms={
-            "license": "gemma",
-            "base_model": "google/gemma-3-270m",
-            "origin": "dequantised from Q4_K_M",
-            "notice": "Gemma is provided under and subject to the Gemma Terms of Use found at "
+        terms=Terms(
+            license="gemma",
+            base_model="google/gemma-3-270m",
+            origin="dequantised from Q4_K_M",
+            notice="Gemma is provided under and subject to the Gemma Terms of Use found at "
             "ai.google.dev/gemma/terms",
-            "modified": "The weights of google/gemma-3-270m were modified: quantised to Q4_K_M, "
+            modified="The weights of google/gemma-3-270m were modified: quantised to Q4_K_M, "
             "dequantised, and where a training followed, trained. Gemma and what is made from it "
             "are subject to the use restrictions in section 3.2 of these terms, among them the "
             "Gemma Prohibited Use Policy at ai.google.dev/gemma/prohibited_use_policy.",
-        },
+        ),
         terms_url="https://ai.google.dev/gemma/terms",
         documents=("GEMMA_TERMS.html",),
     ),
@@ -185,7 +185,7 @@ def _convert_package(name: str, packaged: PackagedModel, documents: Path) -> str
             ) from error
         _check_hash(file, name, packaged)
         texts = {one: (documents / one).read_bytes() for one in packaged.documents}
-        return file, Terms(**packaged.terms, documents=texts)
+        return file, replace(packaged.terms, documents=texts)
 
     return _convert(packaged.sha256, assemble, name=name)
 
