@@ -1,6 +1,7 @@
 """Fixtures for all tests: offline, on the CPU, models made in memory."""
 
 import gc
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,26 @@ pytest_plugins = ["helpers.hub_fixture", "helpers.runs"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones first: one that started last would keep the other test processes waiting."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Let each test process begin with slow modules of its own: with `--dist worksteal` it is given
+    one run of the list, and a slow test that started last would keep the others waiting."""
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow: dict[Path, list[pytest.Item]] = {}
+    quick = []
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            quick.append(item)
+        else:
+            slow.setdefault(item.path, []).append(item)
+    parts: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    for module in slow.values():
+        min(parts, key=len).extend(module)
+    left = len(items)
+    rest = iter(quick)
+    for i, part in enumerate(parts):
+        size = left // (processes - i)
+        part.extend(itertools.islice(rest, max(0, size - len(part))))
+        left -= size
+    items[:] = [item for part in parts for item in part] + list(rest)
 
 
 def pytest_collection_finish() -> None:

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from helpers import ROOT
+from helpers.processes import run_once
 
 # Processes, seconds each.
 pytestmark = pytest.mark.slow
@@ -25,20 +25,11 @@ FAMILIES = ("roberta", "xlm-roberta", "modernbert", "qwen3")
 
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
-    """How each cell of an engine ended, in both processes: one start for all of them.
-
-    pytest's own processes share what was found, and start one engine at a time.
-    """
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    """How each cell of an engine ended, in both processes: one start for all of them."""
 
     @functools.cache
     def run(engine: str) -> list[dict]:
-        found = shared / f"engine-{engine}.json"
-        with FileLock(shared / "engines.lock"):
-            if not found.exists():
-                found.write_text(json.dumps(start(engine)), encoding="utf-8")
-        return json.loads(found.read_text(encoding="utf-8"))
+        return run_once(f"engine-{engine}", tmp_path_factory, functools.partial(start, engine))
 
     return run
 

@@ -7,14 +7,18 @@ Dropout is off where it cannot be the same (a chunk, or a process, draws masks o
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import tempfile
+import traceback
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -42,25 +46,50 @@ KINDS = {
 CHUNKS = [None, "1", "3", "8", "1000"]
 TOLERANCE = 1e-9
 
+torch.set_num_threads(1)
+# Each trainer collects garbage, which takes long in a process full of imported libraries.
+gc.freeze()
 
-def run(rank: int, world: int, port: int, splits: list[tuple[int, ...]]) -> None:
+
+def run(rank: int, world: int, splits: list[tuple[int, ...]]) -> None:
     """Check all arrangements of one number of processes."""
-    join(rank, world, port)
     for kind, padding_free in product(KINDS, (True, False)):
         check_kind(kind, padding_free, rank, splits)
         if world == 1:
             check_replay(kind, padding_free)
-    if world > 1:
-        dist.destroy_process_group()
+
+
+def in_two_processes(rank: int, ports: list[int], folder: str) -> None:
+    """All of TWO_PROCESSES, one after the other: starting processes takes longer than the checks.
+
+    Writes to FOLDER/found{rank}.json how each ended: "right", or what was wrong.
+    """
+    found = {}
+    for port, (name, check) in zip(ports, TWO_PROCESSES.items(), strict=True):
+        join(rank, 2, port)
+        try:
+            check(rank, folder)
+        except Exception as error:
+            traceback.print_exc()
+            found[name] = f"{type(error).__name__}: {str(error)[:300]}"
+        else:
+            found[name] = "right"
+        leave()
+        Path(folder, f"found{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def join(rank: int, world: int, port: int) -> None:
     """What torchrun would say to this process."""
-    torch.set_num_threads(1)
-    if world > 1:
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-        os.environ.update(address | {name: str(value) for name, value in ranks.items()})
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update(address | {name: str(value) for name, value in ranks.items()})
+
+
+def leave() -> None:
+    """Be alone again."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def check_kind(kind: str, padding_free: bool, rank: int, splits: list[tuple[int, ...]]) -> None:
@@ -73,20 +102,17 @@ def check_kind(kind: str, padding_free: bool, rank: int, splits: list[tuple[int,
         compare((loss, gradients), expected, f"{kind} {padding_free=} {chunk=} {split=}")
 
 
-def families(rank: int, world: int, port: int) -> None:
+def families(rank: int, folder: str) -> None:
     """Decoders of every family, adapted: the gradient of two processes is that of one."""
-    join(rank, world, port)
-    rows, half = examples(2), ROWS // world
+    rows, half = examples(2), ROWS // 2
     for family in DECODERS:
         expected = step(build(family, False, None, gather=False), rows)
         found = step(build(family, True, None), rows[rank * half :][:half], average=True)
         compare(found, expected, family, least=24)
-    dist.destroy_process_group()
 
 
-def train(rank: int, world: int, port: int, folder: str) -> None:
+def train(rank: int, world: int, folder: str) -> None:
     """Fifty steps of the Trainer; the first process keeps the weights."""
-    join(rank, world, port)
     model = build("hard negatives", True, None).model
     args = SimCSETrainingArguments(
         output_dir=folder,
@@ -107,13 +133,10 @@ def train(rank: int, world: int, port: int, folder: str) -> None:
     if rank == 0:
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         torch.save((model.state_dict(), losses), f"{folder}/world{world}.pt")
-    if world > 1:
-        dist.destroy_process_group()
 
 
-def keep_the_best(rank: int, world: int, port: int, folder: str) -> None:
+def keep_the_best(rank: int, folder: str) -> None:
     """Evaluate, save, rotate and load the best model, all processes alike."""
-    join(rank, world, port)
     words = ["a", "man", "is", "eating", "the", "food", "dog", "cat", "runs", "sleeps", "on", "mat"]
     pairs = {
         "sentence1": words[:6],
@@ -121,7 +144,7 @@ def keep_the_best(rank: int, world: int, port: int, folder: str) -> None:
         "score": [0.0, 3.0, 1.0, 5.0, 2.0, 4.0],
     }
     args = SimCSETrainingArguments(
-        output_dir=folder,
+        output_dir=f"{folder}/best",
         use_cpu=True,
         report_to="none",
         per_device_train_batch_size=4,
@@ -139,10 +162,9 @@ def keep_the_best(rank: int, world: int, port: int, folder: str) -> None:
     trainer = SimCSETrainer(model, args, Dataset.from_list(examples(2)), Dataset.from_dict(pairs))
     trainer.train()
     best = Path(trainer.state.best_model_checkpoint)
-    assert best.parent == Path(folder)
+    assert best.parent == Path(args.output_dir)
     assert validate_checkpoint(best) is None
     assert trainer.evaluate()["eval_avg_sts"] == trainer.state.best_metric
-    dist.destroy_process_group()
 
 
 def check_replay(kind: str, padding_free: bool) -> None:
@@ -156,9 +178,9 @@ def check_replay(kind: str, padding_free: bool) -> None:
         )
 
 
-def sharded(rank: int, world: int, port: int) -> None:
+def sharded(rank: int, folder: str) -> None:
     """FSDP2's `fully_shard`: the Trainer's own FSDP does not run on CPUs."""
-    join(rank, world, port)
+    world = 2
     for kind, chunk in product(KINDS, (None, "3")):
         rows = examples(KINDS[kind]["views"])
         expected = step(build(kind, False, None, gather=False), rows)
@@ -179,7 +201,6 @@ def sharded(rank: int, world: int, port: int) -> None:
             if parameter.grad is not None
         }
         compare((loss / world, found), expected, f"fully_shard {kind} {chunk=}")
-    dist.destroy_process_group()
 
 
 def one_graph(trainer: SimCSETrainer, rows: list, size: int) -> tuple:
@@ -313,3 +334,12 @@ def mask_by_value(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
     chosen = (input_ids >= 5) & (input_ids % 3 == 0)
     masked = MaskedTokens(torch.where(chosen, 4, input_ids), torch.where(chosen, input_ids, -100))
     return {"mlm_input_ids": masked.input_ids, "mlm_labels": masked.labels}
+
+
+TWO_PROCESSES = {
+    "even and uneven batches": lambda rank, folder: run(rank, 2, [(4, 4), (5, 3)]),
+    "a sharded model": sharded,
+    "decoders of every family": families,
+    "the best model is kept": keep_the_best,
+    "the doubled batch": lambda rank, folder: train(rank, 2, folder),
+}

@@ -332,7 +332,7 @@ def main() -> None:
         assert tiny_tokenizer()
         (ROOT / "ready").touch()
     while not (ROOT / "ready").exists():
-        pass
+        time.sleep(0.05)
     found: dict[str, dict[str, str]] = {}
     if ENGINE == "streams":
         check_streams()

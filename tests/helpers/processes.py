@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 from collections.abc import Callable
+from typing import Any
 
+import pytest
+from filelock import FileLock
 from torch import multiprocessing
 
 
@@ -19,3 +24,15 @@ def run_processes(function: Callable, world: int, *args, seconds: float = 150) -
     finally:
         for process in processes.processes:
             process.kill()
+
+
+def run_once(name: str, tmp_path_factory: pytest.TempPathFactory, start: Callable[[], Any]) -> Any:
+    """Return what start() found, called once for all tests, whichever of pytest's own processes
+    asks: they start one such thing at a time."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    found = shared / f"{name}.json"
+    with FileLock(shared / "processes.lock"):
+        if not found.exists():
+            found.write_text(json.dumps(start()), encoding="utf-8")
+    return json.loads(found.read_text(encoding="utf-8"))

@@ -18,12 +18,14 @@ pytestmark = pytest.mark.slow
 READ = """
 import json, logging, sys
 from simcse_trainer import InputError, SimCSEModel
-options = json.loads(sys.argv[1])
-try:
-    model = SimCSEModel.from_pretrained("me/read", **options)
-    print(json.dumps([model.pooling_mode, model.head is not None]))
-except InputError as error:
-    print(json.dumps(["refused", str(error)]))
+answers = []
+for options in json.loads(sys.argv[1]):
+    try:
+        model = SimCSEModel.from_pretrained("me/read", **options)
+        answers.append([model.pooling_mode, model.head is not None])
+    except InputError as error:
+        answers.append(["refused", str(error)])
+print(json.dumps(answers))
 """
 
 
@@ -50,8 +52,13 @@ def put(hub: LoopbackHub, folder) -> None:
     repo.commit("main", "the model", files)
 
 
-def read(**options) -> list:
-    environment = options.pop("environment", {})
+def read(**environment: str) -> list:
+    (answer,) = read_by({}, **environment)
+    return answer
+
+
+def read_by(*options: dict, **environment: str) -> list[list]:
+    """What one process reads by each of some options."""
     done = run_python(READ, json.dumps(options), **environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -74,19 +81,19 @@ OFFLINE = {"HF_HUB_OFFLINE": "1"}
 def test_a_file_that_is_not_in_an_offline_cache_is_not_taken_for_absent(name, published, tmp_path):
     assert read() == ["mean", False]
     forget(tmp_path, name)
-    answer = read(environment=OFFLINE)
+    said = {"pooling_mode": "mean", "projection_head": "none"}
+    answer, advised = read_by({}, said, **OFFLINE)
     assert answer[0] == "refused", f"read by {answer}"
     assert name in answer[1]
     assert "--pooling_mode" in answer[1]
-    said = {"pooling_mode": "mean", "projection_head": "none"}
-    assert read(environment=OFFLINE, **said) == ["mean", False], "the advice works"
+    assert advised == ["mean", False], "the advice works"
 
 
 @pytest.mark.field("17b")
 @pytest.mark.parametrize("kind", ["503", "reset"])
 def test_a_hub_that_fails_for_one_file_is_not_taken_for_absence(kind, published, tmp_path):
     published.inject("download", kind, None)
-    answer = read(environment={"HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"})
+    answer = read(HF_HUB_DOWNLOAD_TIMEOUT="1", HF_HUB_ETAG_TIMEOUT="1")
     assert answer[0] == "refused", f"read by {answer}"
 
 
@@ -97,7 +104,7 @@ def test_what_the_hub_has_said_to_be_absent_is_absent_offline_too(hub, tmp_path)
     tiny_tokenizer().save_pretrained(folder)
     put(hub, folder)
     assert read() == ["cls", True]
-    assert read(environment=OFFLINE) == ["cls", True]
+    assert read(**OFFLINE) == ["cls", True]
 
 
 def test_what_a_download_of_everything_lists_is_all_there_is(hub, tmp_path):
@@ -108,7 +115,7 @@ def test_what_a_download_of_everything_lists_is_all_there_is(hub, tmp_path):
     code = "import huggingface_hub; print(huggingface_hub.snapshot_download('me/read'))"
     done = run_python(code)
     assert done.returncode == 0, done.stderr
-    assert read(environment=OFFLINE) == ["cls", True]
+    assert read(**OFFLINE) == ["cls", True]
 
 
 @pytest.mark.field("17c")
