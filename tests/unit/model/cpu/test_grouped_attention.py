@@ -42,37 +42,43 @@ def test_where_groups_save_nothing_there_is_one():
     assert grouped_packing_indices(torch.tensor([9] * 70))["group_shapes"] == ((70, 9),)
 
 
-def build_inputs(heads=2, size=3):
+def build_inputs(heads=2, size=3, key_heads=None, causal=False):
     indices = grouped_packing_indices(LENGTHS[:40])
     generator = torch.Generator().manual_seed(1)
     total = int(LENGTHS[:40].sum())
-    shape = (total, heads, size)
     qkv = [
-        torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
-        for _ in range(3)
+        torch.randn((total, n, size), generator=generator, dtype=torch.float64, requires_grad=True)
+        for n in (heads, key_heads or heads, key_heads or heads)
     ]
     parts = indices["key_mask"].split([n * length for n, length in indices["group_shapes"]])
     masks = [
         p.view(shape)[:, None] for p, shape in zip(parts, indices["group_shapes"], strict=True)
     ]
+    if causal:
+        masks = [mask & torch.ones(mask.shape[-1:] * 2).tril().bool() for mask in masks]
     picked = {name: indices[name] for name in ("pad_index", "unpad_index", "key_mask")}
     return qkv, masks, picked
 
 
-def test_it_is_each_sentence_by_itself():
-    qkv, masks, indices = build_inputs()
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("heads", "key_heads"), [(2, 2), (4, 1), (6, 2)])
+def test_it_is_each_sentence_by_itself(heads, key_heads, causal):
+    qkv, masks, indices = build_inputs(heads, key_heads=key_heads, causal=causal)
     found = grouped_attention(*qkv, masks, **indices)
     parts = [x.split(LENGTHS[:40].tolist()) for x in qkv]
     alone = [
-        F.scaled_dot_product_attention(*(x.transpose(0, 1)[None] for x in one))[0].transpose(0, 1)
+        F.scaled_dot_product_attention(
+            *(x.transpose(0, 1)[None] for x in one), is_causal=causal, enable_gqa=True
+        )[0].transpose(0, 1)
         for one in zip(*parts, strict=True)
     ]
     torch.testing.assert_close(found, torch.cat(alone))
 
 
+@pytest.mark.parametrize("key_heads", [2, 1])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_the_gradient_is_that_of_the_value(dropout):
-    qkv, masks, indices = build_inputs(size=2)
+def test_the_gradient_is_that_of_the_value(dropout, key_heads):
+    qkv, masks, indices = build_inputs(size=2, key_heads=key_heads, causal=key_heads == 1)
 
     def attend(*qkv):
         torch.manual_seed(0)  # the same weights are dropped each time
