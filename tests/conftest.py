@@ -48,9 +48,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for part in parts for item in part] + list(rest)
 
 
-def pytest_collection_finish() -> None:
-    """What is imported stays, so that a collection, of which each step that runs out of memory
-    makes one, need not go through it."""
+@pytest.fixture(autouse=True, scope="module")
+def _imported_stays() -> None:
+    """What is imported stays: a collection, which each training run makes, need not look at it."""
+    gc.collect()
     gc.freeze()
 
 

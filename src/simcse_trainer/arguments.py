@@ -273,8 +273,15 @@ class SimCSETrainingArguments(TrainingArguments):
         "On a CPU compute linear layers, dropout and attention by faster code of our own; not with "
         "torch_compile, which cannot see into it.",
     )
+    contrastive_weight: float = _option(
+        1.0,
+        "Weight of the contrastive loss; 0 trains the loss of mlm_weight alone, as LLM2Vec does "
+        "before SimCSE.",
+    )
     mlm_weight: float = _option(
-        0.0, "Weight of the auxiliary masked-language-model loss; the paper's is 0.1, 0 is off."
+        0.0,
+        "Weight of the auxiliary masked-language-model loss; the paper's is 0.1, 0 is off. A "
+        "decoder that attends to both sides predicts a token from the position before it.",
     )
     mlm_probability: float = _option(0.15, "Share of tokens that the auxiliary loss masks.")
     lora_save: str | None = _option(
@@ -324,6 +331,10 @@ class SimCSETrainingArguments(TrainingArguments):
         bounds: dict[str, tuple[bool, str]] = {
             "temperature": (self.temperature > 0, "more than 0"),
             "mlm_weight": (self.mlm_weight >= 0, "0 or more"),
+            "contrastive_weight": (
+                self.contrastive_weight > 0 or self.contrastive_weight == 0 < self.mlm_weight,
+                "more than 0, or 0 with an mlm_weight above 0",
+            ),
             "augmentation": (
                 self.augmentation in AUGMENTATIONS,
                 f"one of {', '.join(AUGMENTATIONS)}",

@@ -27,7 +27,7 @@ from transformers import AutoModel, AutoModelForMaskedLM
 
 from helpers.tiny import DECODERS, TINY, tiny_config, tiny_tokenizer
 from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
-from simcse_trainer.model.heads import MLMHead, ProjectionHead
+from simcse_trainer.model.heads import MLMHead, ProjectionHead, build_mlm_head
 from simcse_trainer.model.io.checkpoints import validate_checkpoint
 from simcse_trainer.model.lora import add_adapter, get_base_model, lora_config
 from simcse_trainer.model.packing import plan_chunks, split_batch
@@ -41,6 +41,8 @@ KINDS = {
     "hard negatives": {"views": 4, "hard_negative_weight": 0.7},
     "mlm": {"views": 2, "mlm_weight": 0.3},
     "adapted decoder": {"views": 3},
+    "mntp": {"views": 2, "mlm_weight": 0.3},
+    "mntp alone": {"views": 2, "mlm_weight": 0.3, "contrastive_weight": 0.0},
 }
 # Sentences per forward pass; None is the plain step.
 CHUNKS = [None, "1", "3", "8", "1000"]
@@ -217,12 +219,16 @@ def one_graph(trainer: SimCSETrainer, rows: list, size: int) -> tuple:
     for chunk in chunks:
         states.append(torch.get_rng_state())
         plain = {name: x for name, x in chunk.items() if not name.startswith("mlm_")}
-        embeddings.append(model(**plain).embeddings)
-    loss = trainer.objective(torch.cat(embeddings).unflatten(0, text_ids.shape), text_ids)
+        if trainer.args.contrastive_weight:
+            embeddings.append(model(**plain).embeddings)
+    loss = 0.0
+    if trainer.args.contrastive_weight:
+        loss = trainer.objective(torch.cat(embeddings).unflatten(0, text_ids.shape), text_ids)
     if trainer.args.mlm_weight:
         shares = trainer.mlm.count_masked(chunks)
         for chunk, state, (count, total) in zip(chunks, states, shares, strict=True):
-            torch.set_rng_state(state)
+            if trainer.args.contrastive_weight:
+                torch.set_rng_state(state)
             loss = loss + trainer.args.mlm_weight * model(**chunk).mlm_loss * count / total
     loss.backward()
     return loss.detach(), get_gradients(model)
@@ -273,10 +279,12 @@ def build(
 ) -> SimCSETrainer:
     options = {name: value for name, value in KINDS.get(kind, {}).items() if name != "views"}
     torch.manual_seed(0)
-    make = {"adapted decoder": build_decoder}.get(kind, build_encoder)
+    make = build_encoder
     if kind in DECODERS:
         make = partial(build_decoder, family=kind)
-    model = make(dropout, padding_free, mlm=kind == "mlm")
+    elif kind.startswith(("adapted", "mntp")):
+        make = build_decoder
+    model = make(dropout, padding_free, mlm=kind.startswith("m"))
     args = SimCSETrainingArguments(
         output_dir=tempfile.gettempdir(),
         use_cpu=True,
@@ -309,7 +317,6 @@ def build_decoder(
     dropout: float, padding_free: bool, *, mlm: bool, family: str = "qwen3"
 ) -> SimCSEModel:
     """Attends to both sides, frozen under LoRA, with a head that trains beside it."""
-    assert not mlm
     config = tiny_config(family, initializer_range=0.2)
     config.is_causal = False
     for rate in ("attn_pdrop", "embd_pdrop", "resid_pdrop"):  # of GPT-2, which has dropout
@@ -325,15 +332,15 @@ def build_decoder(
         pooling_mode="mean",
         head=ProjectionHead(TINY["hidden_size"], std=0.2).double(),
         mlp_only_train=False,
+        mlm_head=build_mlm_head(config).double() if mlm else None,
         padding_free=padding_free,
     )
 
 
-def mask_by_value(input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+def mask_by_value(input_ids: torch.Tensor) -> MaskedTokens:
     """A masking that no arrangement changes: every third word of the vocabulary."""
     chosen = (input_ids >= 5) & (input_ids % 3 == 0)
-    masked = MaskedTokens(torch.where(chosen, 4, input_ids), torch.where(chosen, input_ids, -100))
-    return {"mlm_input_ids": masked.input_ids, "mlm_labels": masked.labels}
+    return MaskedTokens(torch.where(chosen, 4, input_ids), torch.where(chosen, input_ids, -100))
 
 
 TWO_PROCESSES = {

@@ -28,11 +28,11 @@ def run_processes(function: Callable, world: int, *args, seconds: float = 150) -
 
 def run_once(name: str, tmp_path_factory: pytest.TempPathFactory, start: Callable[[], Any]) -> Any:
     """Return what start() found, called once for all tests, whichever of pytest's own processes
-    asks: they start one such thing at a time."""
+    asks."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     found = shared / f"{name}.json"
-    with FileLock(shared / "processes.lock"):
+    with FileLock(shared / f"{name}.lock"):
         if not found.exists():
             found.write_text(json.dumps(start()), encoding="utf-8")
     return json.loads(found.read_text(encoding="utf-8"))

@@ -223,6 +223,6 @@ def test_what_an_engine_cannot_do_right_is_refused(state, options, named, tmp_pa
     from simcse_trainer.training.validation import check_engine
 
     args = build_args(tmp_path, **(BEST | options))
-    assert named in refusal(lambda: check_engine(SimpleNamespace(**state), args))
+    assert named in refusal(lambda: check_engine(SimpleNamespace(**state), args, build_model()))
     state = {"deepspeed_plugin": SimpleNamespace(zero_stage=2)}
-    assert refusal(lambda: check_engine(SimpleNamespace(**state), args)) == ""
+    assert refusal(lambda: check_engine(SimpleNamespace(**state), args, build_model())) == ""

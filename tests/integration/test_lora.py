@@ -214,7 +214,7 @@ REFUSED = {
     ),
     "a masked-language-model loss of a decoder": (
         ["--mlm_weight", "0.1"],
-        ["mlm_weight", "qwen3"],
+        ["mlm_weight", "none", "--mlm_weight 0"],
     ),
     "lora_save without an adapter": (["--lora_save", "merged"], ["lora_save", "--use_lora"]),
     "a rank of 0": (["--use_lora", "true", "--lora_r", "0"], ["lora_r is 0"]),

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM
 from simcse_trainer import SimCSEModel, SimCSETrainer, SimCSETrainingArguments
 from simcse_trainer.model.heads import MLMHead, ProjectionHead
 from simcse_trainer.objective import contrastive_logits
+from simcse_trainer.objective.mlm import MaskedTokens
 from simcse_trainer.training.dataset import SimCSECollator
 
 POOLING = {"cls": "cls", "cls_before_pooler": "cls", "avg": "mean"}
@@ -117,10 +118,7 @@ def given_masking(case, golden_dir, batch):
         out[batch["attention_mask"].bool()] = flat
         return out
 
-    return {
-        "mlm_input_ids": arrange("mlm_input_ids", case_pad_id(case)),
-        "mlm_labels": arrange("mlm_labels", -100),
-    }
+    return MaskedTokens(arrange("mlm_input_ids", case_pad_id(case)), arrange("mlm_labels", -100))
 
 
 @pytest.mark.parametrize("padding_free", [True, False], ids=["packed", "padded"])

@@ -6,16 +6,22 @@ importer of matplotlib; needs no torch, for the process that speaks to the Hub.
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from simcse_trainer.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 INK, MUTED, GRID, SURFACE = "#1c1c1c", "#666666", "#dedede", "#ffffff"
 # Dark and light, blue and orange: told apart in greyscale, and by those who do not see one of them.
@@ -286,16 +292,59 @@ def render(
     # Settings of the user's own would give another picture on another machine.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        matplotlib.rcParams.update(_STYLE | {"font.family": _font_families()})
         figure = Figure(figsize=size, dpi=dpi, layout="constrained")
         canvas = FigureCanvasAgg(figure)
         draw(figure)
         png, svg = io.BytesIO(), io.StringIO()
-        # matplotlib's version and the date, written by default, would differ between machines.
-        canvas.print_png(png, metadata={"Software": None})
-        unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(svg, metadata=unsaid)
+        with _missing_letters_in_a_line():
+            # matplotlib's version and the date, written by default, would differ between machines.
+            canvas.print_png(png, metadata={"Software": None})
+            unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+            FigureCanvasSVG(figure).print_svg(svg, metadata=unsaid)
     return Drawing(png.getvalue(), _for_a_page(svg.getvalue(), name))
+
+
+# As they are called on Linux, Windows and macOS.
+_HANGUL_FONTS = (
+    "Noto Sans CJK KR",
+    "Noto Sans KR",
+    "Malgun Gothic",
+    "Apple SD Gothic Neo",
+    "AppleGothic",
+    "NanumGothic",
+    "UnDotum",
+)
+
+
+@functools.cache
+def _font_families() -> list[str]:
+    """Return matplotlib's own font, and one with Hangul for what that lacks, if there is one."""
+    from matplotlib.font_manager import fontManager
+
+    package = find_spec("koreanize_matplotlib")
+    for folder in (package and package.submodule_search_locations) or ():
+        for font in Path(folder).glob("fonts/NanumGothic.ttf"):
+            fontManager.addfont(font)
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *[name for name in _HANGUL_FONTS if name in installed][:1]]
+
+
+@contextmanager
+def _missing_letters_in_a_line() -> Iterator[None]:
+    """Say in one line what to install, where matplotlib warns of each letter."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    missing = [one for one in caught if "missing from font" in str(one.message)]
+    if missing:
+        logger.warning(
+            "No font here has all the letters of a figure's labels, which it shows as boxes. For "
+            "Korean: pip install koreanize-matplotlib, or a font such as Noto Sans CJK KR."
+        )
+    for one in caught:
+        if one not in missing:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def _for_a_page(svg: str, name: str) -> str:

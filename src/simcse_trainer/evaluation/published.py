@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.cells import cell_len, set_cell_size
+
 from simcse_trainer.evaluation import published
 from simcse_trainer.evaluation.sts import SPACE_METRICS
 
@@ -159,12 +161,18 @@ def _with_mean(scores: Sequence[float | None]) -> list[float | None]:
 
 
 def _format(titles: Sequence[str], rows: Sequence[_Row]) -> str:
-    first = max(len(label) for label in [titles[0], *(label for label, cells in rows if cells)])
-    widths = [max(6, len(title)) for title in titles[1:]]
-    head = "".join(f"  {t:>{w}}" for t, w in zip(titles[1:], widths, strict=True))
-    lines = [f"{titles[0]:<{first}}{head}"]
+    # In cells of a terminal, of which a letter of Hangul fills two.
+    first = max(
+        cell_len(label) for label in [titles[0], *(label for label, cells in rows if cells)]
+    )
+    widths = [max(6, cell_len(title)) for title in titles[1:]]
+    head = "".join(
+        f"  {' ' * (w - cell_len(t))}{t}" for t, w in zip(titles[1:], widths, strict=True)
+    )
+    lines = [f"{set_cell_size(titles[0], first)}{head}"]
     for label, cells in rows:
         texts = ["-" if cell is None else f"{cell:.2f}" for cell in cells]
         line = "".join(f"  {t:>{w}}" for t, w in zip(texts, widths, strict=False))
-        lines.append(f"{label:<{first}}{line}".rstrip())
+        label = set_cell_size(label, first) if cells else label
+        lines.append(f"{label}{line}".rstrip())
     return "\n".join(lines)

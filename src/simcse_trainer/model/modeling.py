@@ -27,7 +27,6 @@ from simcse_trainer.model.io.terms import Terms
 from simcse_trainer.model.lora import has_adapter
 from simcse_trainer.model.pooling import LAYER_PAIRS, POOLING_MODES, pool, select_layers
 from simcse_trainer.model.tokenizer import count_word_embeddings, tokenize
-from simcse_trainer.objective.mlm import IGNORED, mlm_loss
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -263,7 +262,9 @@ class SimCSEModel(nn.Module):
         refuses inside of a module that is sharded already.
         """
         embeddings = self.backbone.get_input_embeddings()
-        around = {type(m).__name__ for m in self.backbone.modules() if embeddings in m.modules()}
+        path = next((n for n, m in self.backbone.named_modules() if m is embeddings), "").split(".")
+        holders = [self.backbone.get_submodule(".".join(path[:i])) for i in range(len(path) + 1)]
+        around = {type(module).__name__ for module in holders}
         return [n for n in self.backbone._no_split_modules or () if n not in around]
 
     @property
@@ -292,7 +293,7 @@ class SimCSEModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         lengths: Tensor | None = None,
         mlm_input_ids: Tensor | None = None,
@@ -302,29 +303,37 @@ class SimCSEModel(nn.Module):
         """Embed a batch as `build_batch` makes it.
 
         Args:
-            input_ids: Packed [1, T], or padded [N, L].
+            input_ids: Packed [1, T], or padded [N, L]; None: no embeddings are wanted.
             attention_mask: [N, L] of a padded batch.
             lengths: [N] of a packed batch.
             mlm_input_ids: As input_ids, corrupted; predicted in a second pass of the backbone.
-            mlm_labels: As input_ids, -100 where nothing is predicted.
+            mlm_labels: As input_ids, -100 where nothing is predicted; of a decoder the tokens that
+                come next.
             indices: The rest of a packed batch, from `packing_indices`.
         """
-        with self._precision(input_ids.device):
-            hidden, lengths = self._hidden(input_ids, attention_mask, lengths, indices)
-            embeddings = pool(hidden, lengths, self.pooling_mode)
-            if self.head is not None and self._uses_head(self.training):
-                # Of a layer that torch has quantised, `weight` is a method.
-                dtype = getattr(self.head.dense.weight, "dtype", torch.float32)
-                embeddings = self.head(embeddings.to(dtype))
-            if self.normalize_embeddings and not self.training:
-                embeddings = normalize(embeddings, dim=1)
-            if mlm_input_ids is None or mlm_labels is None:
-                return SimCSEOutput(embeddings=embeddings)
-            hidden, _ = self._hidden(mlm_input_ids, attention_mask, lengths, indices, last=True)
-            if attention_mask is not None:
-                mlm_labels = mlm_labels[attention_mask.bool()]
-            loss = self._predict_masked(hidden, mlm_labels.flatten())
-            return SimCSEOutput(embeddings=embeddings, mlm_loss=loss)
+        with self._precision(self.device):
+            out = SimCSEOutput()
+            if input_ids is not None:
+                hidden, lengths = self._hidden(input_ids, attention_mask, lengths, indices)
+                out.embeddings = self._embed(hidden, lengths)
+            if mlm_input_ids is not None and mlm_labels is not None:
+                hidden, _ = self._hidden(mlm_input_ids, attention_mask, lengths, indices, last=True)
+                if attention_mask is not None:
+                    mlm_labels = mlm_labels[attention_mask.bool()]
+                assert self.mlm_head is not None
+                words = self.get_input_embeddings()
+                out.mlm_loss = self.mlm_head.loss(hidden, mlm_labels.flatten(), words)
+            return out
+
+    def _embed(self, hidden: Tensor, lengths: Tensor) -> Tensor:
+        embeddings = pool(hidden, lengths, self.pooling_mode)
+        if self.head is not None and self._uses_head(self.training):
+            # Of a layer that torch has quantised, `weight` is a method.
+            dtype = getattr(self.head.dense.weight, "dtype", torch.float32)
+            embeddings = self.head(embeddings.to(dtype))
+        if self.normalize_embeddings and not self.training:
+            embeddings = normalize(embeddings, dim=1)
+        return embeddings
 
     def hidden_states(
         self,
@@ -423,12 +432,6 @@ class SimCSEModel(nn.Module):
         if self.full_precision:
             return torch.autocast(device.type, enabled=False)
         return nullcontext()
-
-    def _predict_masked(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Compute the auxiliary loss, from hidden states [T, D] and labels [T]."""
-        assert self.mlm_head is not None
-        predicted = labels != IGNORED
-        return mlm_loss(self.mlm_head(hidden[predicted]), labels[predicted])
 
     def _uses_head(self, training: bool) -> bool:
         return training or self.mlp_only_train is False

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, PreTrainedTo
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.files import TOKENIZER_CONFIG
+from simcse_trainer.model.decoders import is_decoder
 
 
 def tokenize(
@@ -80,6 +81,20 @@ def count_word_embeddings(backbone: Any) -> int | None:
     layers = [m for m in layer.modules() if isinstance(m, nn.Embedding)] if layer else []
     # An adapter wraps the table; its number stays where an engine takes the weights apart.
     return layers[0].num_embeddings if layers else None
+
+
+def find_mask_token(tokenizer: Any, backbone: Any) -> int | None:
+    """Return the token that is put in place of a masked one; None: there is none.
+
+    Of a decoder it is `_`, as in LLM2Vec: of a mask token, if its tokenizer has one, it has learned
+    nothing.
+    """
+    if is_decoder(backbone.config):
+        found = tokenizer.convert_tokens_to_ids("_")
+        if found is not None and found != tokenizer.unk_token_id:
+            return int(found)
+    mask: int | None = tokenizer.mask_token_id
+    return mask
 
 
 def choose_padding_token(tokenizer: Any, config: PreTrainedConfig) -> None:

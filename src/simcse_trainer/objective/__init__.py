@@ -10,6 +10,7 @@ __getattr__, __dir__ = attach_lazily(
         "contrastive_logits": "loss",
         "find_false_negatives": "loss",
         "info_nce": "loss",
+        "label_position_before": "mlm",
         "mask_tokens": "mlm",
         "mlm_loss": "mlm",
     },

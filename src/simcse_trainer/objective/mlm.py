@@ -1,6 +1,8 @@
 """The auxiliary masked-language-model objective (Gao et al. 2021, section 4.1 and table D.2).
 
-The head that predicts the tokens belongs to the model; here are the masking and the loss.
+A decoder predicts a masked token as it predicts any: from the position before (masked next-token
+prediction, BehnamGhader et al. 2024, section 2.2). The head that predicts the tokens belongs to the
+model; here are the masking and the loss.
 """
 
 from __future__ import annotations
@@ -56,6 +58,21 @@ def mask_tokens(
     corrupted = torch.where(chosen & (fate < 0.8), mask_token_id, input_ids)
     corrupted = torch.where(chosen & (fate >= 0.9), random_ids, corrupted)
     return MaskedTokens(corrupted, torch.where(chosen, input_ids, IGNORED))
+
+
+def label_position_before(masked: MaskedTokens, input_ids: Tensor, starts: Tensor) -> MaskedTokens:
+    """Move each label to the position before its token, where a decoder predicts it.
+
+    A first token has no such position: it is put back, and not predicted.
+
+    Args:
+        masked: From `mask_tokens`, [..., L], sentences one after the other.
+        input_ids: [..., L], what was masked.
+        starts: [..., L], True at the first token of each sentence.
+    """
+    labels = masked.labels.masked_fill(starts, IGNORED).roll(-1, -1)
+    labels[..., -1] = IGNORED  # no first token, or one of the row's first sentence
+    return MaskedTokens(torch.where(starts, input_ids, masked.input_ids), labels)
 
 
 def mlm_loss(logits: Tensor, labels: Tensor) -> Tensor:

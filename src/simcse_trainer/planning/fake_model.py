@@ -16,7 +16,7 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.model.attention import ATTENTION_NAME
 from simcse_trainer.model.backbone import first_position
 from simcse_trainer.model.decoders import default_pooling, set_attention
-from simcse_trainer.model.heads import MLMHead, ProjectionHead, head_sizes
+from simcse_trainer.model.heads import ProjectionHead, build_mlm_head, head_sizes
 from simcse_trainer.model.io.adapter import read_adapter
 from simcse_trainer.model.io.layout import Layout, read_layout
 from simcse_trainer.model.io.resolve import resolve_model
@@ -132,7 +132,7 @@ def _build(model_args: ModelArguments, source: Source, mlm_head: bool) -> SimCSE
         backbone if lora is None else _adapt(backbone, lora, quantized=bits is not None),
         pooling_mode=pooling_mode,
         head=None if sizes is None else ProjectionHead(*sizes),
-        mlm_head=MLMHead.from_config(config) if mlm_head else None,
+        mlm_head=build_mlm_head(config) if mlm_head else None,
         max_seq_length=model_args.max_seq_length or source.max_seq_length,
         padding_free=False,  # which would be tried with values
     )

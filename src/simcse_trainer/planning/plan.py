@@ -205,6 +205,8 @@ class Planner:
         }
         if self.args.mlm_weight:
             fake |= {f"mlm_{n}": fake["input_ids"].clone() for n in ("input_ids", "labels")}
+        if not self.args.contrastive_weight:
+            del fake["input_ids"]
         text_ids = torch.zeros(workload.views, workload.batch, dtype=torch.long)
         return Batch(fake, workload.size, text_ids)
 

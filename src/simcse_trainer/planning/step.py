@@ -81,7 +81,7 @@ class Step:
     def run(self, batch: Batch) -> StepMemory:
         """Run forward and backward, twice where gradients are accumulated."""
         self.model.train()
-        at_once = batch.size == batch.text_ids.numel()
+        at_once = batch.size == batch.text_ids.numel() or not self.args.contrastive_weight
         memory = StepMemory()
         for _ in range(min(self.args.gradient_accumulation_steps, 2)):
             if at_once:
@@ -98,10 +98,12 @@ class Step:
         loss.backward()
         memory.peak = max(memory.peak, self.tracker.peak)
 
-    def _forward(self, batch: Batch, inputs: dict[str, Tensor]) -> Tensor:
+    def _forward(self, batch: Batch, inputs: dict[str, Tensor]) -> Any:
         output: Any = self.model(**inputs)
-        embeddings = output.embeddings.float()
-        loss = self.objective(embeddings.unflatten(0, batch.text_ids.shape), batch.text_ids)
+        loss: Any = 0.0
+        if output.embeddings is not None:
+            embeddings = output.embeddings.float()
+            loss = self.objective(embeddings.unflatten(0, batch.text_ids.shape), batch.text_ids)
         if output.mlm_loss is not None:
             loss = loss + self.args.mlm_weight * output.mlm_loss
         return loss

@@ -24,8 +24,13 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.hub.run_info import Examples, take_examples
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.packing import build_batch, plan_chunks
-from simcse_trainer.model.tokenizer import count_word_embeddings
-from simcse_trainer.objective.mlm import IGNORED, mask_tokens
+from simcse_trainer.model.tokenizer import count_word_embeddings, find_mask_token
+from simcse_trainer.objective.mlm import (
+    IGNORED,
+    MaskedTokens,
+    label_position_before,
+    mask_tokens,
+)
 from simcse_trainer.training.validation import (
     check_dropout,
     check_size,
@@ -74,7 +79,7 @@ def prepare_training_data(
     views = count_views(dataset)
     examples = take_examples(texts, model) if args.should_save else Examples([], [])
     set_up_augmentation(model, args, views)
-    if views == 1 and args.augmentation == "dropout":
+    if views == 1 and args.augmentation == "dropout" and args.contrastive_weight:
         check_dropout(model)
     choose_head(model, views)
     warn_about_settings(args, views)
@@ -186,6 +191,7 @@ def build_collator(model: SimCSEModel, args: SimCSETrainingArguments) -> SimCSEC
         augmentation=augmentation,
         chunk_size=args.chunk_size,
         keep_lengths=args.mini_batch_size is not None,
+        twice=args.contrastive_weight > 0,
     )
 
 
@@ -233,6 +239,7 @@ class SimCSECollator:
             `DiscreteAugmentation`.
         chunk_size: Sentences per chunk, whose indices are made here too; None: no chunks.
         keep_lengths: Also give what chunks of another size would be made of.
+        twice: Encode an example of one sentence twice; False where nothing is contrasted.
     """
 
     pad_token_id: int
@@ -243,6 +250,7 @@ class SimCSECollator:
     augmentation: Callable[[Sequence[str]], list[list[int]]] | None = None
     chunk_size: int | None = None
     keep_lengths: bool = False
+    twice: bool = True
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Build the inputs of `SimCSEModel.forward`, and `text_ids`.
@@ -262,7 +270,7 @@ class SimCSECollator:
         views = list(zip(*(example[INPUT_IDS] for example in examples), strict=True))
         if len(views) == 1 and self.augmentation:
             views.append(tuple(self.augmentation([example[ANCHOR] for example in examples])))
-        elif len(views) == 1:
+        elif len(views) == 1 and self.twice:
             views *= 2
         self._check(views)
         identities = [[_identify(ids) for ids in view] for view in views]
@@ -319,8 +327,18 @@ class MLMInputs:
         """
         features = {name: tensor for name, tensor in inputs.items() if name not in _NOT_FEATURES}
         if self._trainer.args.mlm_weight:
-            features |= self._mask(features["input_ids"])
+            input_ids = features["input_ids"]
+            masked = self._mask(input_ids)
+            if self._trainer._model.mlm_head.predicts_next:
+                masked = label_position_before(masked, input_ids, _find_starts(features))
+            features |= {"mlm_input_ids": masked.input_ids, "mlm_labels": masked.labels}
         return features, inputs["text_ids"]
+
+    def drop_unused(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Leave out the tokens as they are, where nothing is contrasted."""
+        if self._trainer.args.contrastive_weight:
+            return features
+        return {name: tensor for name, tensor in features.items() if name != "input_ids"}
 
     def count_masked(self, chunks: Sequence[Mapping[str, Tensor]]) -> list[tuple[Tensor, Tensor]]:
         """Count the share that each chunk's auxiliary loss, a mean over its masked tokens, has.
@@ -345,13 +363,24 @@ class MLMInputs:
     def _vocab_size(self) -> int | None:
         return count_word_embeddings(self._trainer._model.backbone)
 
-    def _mask(self, input_ids: Tensor) -> dict[str, Tensor]:
+    def _mask(self, input_ids: Tensor) -> MaskedTokens:
         tokenizer: Any = self._trainer.processing_class
-        masked = mask_tokens(
+        mask: Any = find_mask_token(tokenizer, self._trainer._model.backbone)
+        return mask_tokens(
             input_ids,
             special_ids=torch.tensor(tokenizer.all_special_ids, device=input_ids.device),
-            mask_token_id=tokenizer.mask_token_id,
+            mask_token_id=mask,
             vocab_size=min(len(tokenizer), self._vocab_size or len(tokenizer)),
             probability=self._trainer.args.mlm_probability,
         )
-        return {"mlm_input_ids": masked.input_ids, "mlm_labels": masked.labels}
+
+
+def _find_starts(features: Mapping[str, Tensor]) -> Tensor:
+    """Return where in a batch sentences begin: True, in the shape of its `input_ids`."""
+    starts = torch.zeros_like(features["input_ids"], dtype=torch.bool)
+    if "lengths" in features:
+        lengths = features["lengths"]
+        starts[0, lengths.cumsum(0) - lengths] = True
+    else:
+        starts[:, 0] = True
+    return starts

@@ -6,6 +6,7 @@ import contextlib
 import logging
 from typing import Any
 
+import torch
 from accelerate.utils import DistributedType, send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
@@ -113,13 +114,18 @@ class GradCacheStep:
                 embeddings: Tensor = model(**inputs).embeddings
             return embeddings
 
-        embeddings, states = embed_without_graph(chunks, embed)
-        loss, gradient = loss_and_gradient(
-            embeddings, lambda e: trainer.objective(e.unflatten(0, text_ids.shape), text_ids)
-        )
-        del embeddings  # from here on only their gradient is needed
+        loss: Any = 0.0
+        states: list[Any] = [None] * len(chunks)
+        rows: Any = states
+        if contrast := trainer.args.contrastive_weight:
+            embeddings, states = embed_without_graph(chunks, embed)
+            loss, gradient = loss_and_gradient(
+                embeddings,
+                lambda e: contrast * trainer.objective(e.unflatten(0, text_ids.shape), text_ids),
+            )
+            del embeddings  # from here on only their gradient is needed
+            rows = gradient.split(size)
         accumulated = trainer.current_gradient_accumulation_steps
-        rows = gradient.split(size)
         for i, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
             last = i == len(chunks) - 1
             # DDP sums gradients over the processes once, with the last chunk's.
@@ -147,12 +153,12 @@ class GradCacheStep:
         self,
         model: nn.Module,
         chunk: Chunk,
-        state: RandomState,
-        gradient: Tensor,
+        state: RandomState | None,
+        gradient: Tensor | None,
         weight: tuple[Tensor, Tensor] | None,
     ) -> dict[str, Tensor]:
         """Return a chunk's contribution to the backward pass, and to the logged auxiliary loss."""
-        mlm = gradient.new_zeros(())
+        mlm: Any = torch.zeros(())
 
         def embed(inputs: Chunk) -> Tensor:
             nonlocal mlm
@@ -163,8 +169,11 @@ class GradCacheStep:
             embeddings: Tensor = output.embeddings
             return embeddings
 
-        total = embed_with_graph(chunk, state, gradient, embed) + mlm
-        return {"total": total, "mlm": mlm.detach()}
+        if state is None or gradient is None:  # nothing is contrasted
+            embed(self.trainer.mlm.drop_unused(chunk))
+            return {"total": mlm, "mlm": mlm.detach()}
+        total = embed_with_graph(chunk, state, gradient, embed) + mlm.to(gradient)
+        return {"total": total, "mlm": mlm.detach().to(gradient)}
 
     def _shrink(self, size: int, error: RuntimeError) -> None:
         if not self.adaptive:

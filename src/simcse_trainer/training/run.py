@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from rich.cells import cell_len, set_cell_size
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import TrainerCallback, set_seed
@@ -324,14 +325,16 @@ def format_summary(
 def _score_table(before: ModelEvaluation, after: ModelEvaluation) -> str:
     scores, space = after.scores, [name for name in after.space if name in before.space]
     names = [name for name in scores if name != "avg_sts" or len(scores) > 2]
-    width = max(len(name) for name in [*names, "Lower is better"])
+    labels = {name: name.removesuffix("_spearman") for name in [*names, *space]}
+    # In cells of a terminal, of which a letter of Hangul fills two.
+    width = max(cell_len(label) for label in [*labels.values(), "Lower is better"])
     lines = [f"{'Spearman x 100':<{width}}  {'before':>7}  {'after':>7}  {'change':>7}"]
     for name in [*names, *space]:
         if space and name == space[0]:
             lines.append("Lower is better")
         old, new = before.metrics[name], after.metrics[name]
-        label = name.removesuffix("_spearman")
-        lines.append(f"{label:<{width}}  {old:7.2f}  {new:7.2f}  {new - old:+7.2f}")
+        label = set_cell_size(labels[name], width)
+        lines.append(f"{label}  {old:7.2f}  {new:7.2f}  {new - old:+7.2f}")
     return "\n".join([*lines, ""])
 
 

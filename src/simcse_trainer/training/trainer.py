@@ -132,7 +132,7 @@ class SimCSETrainer(Trainer):
         )
         self.mlm = MLMInputs(self)
         self.grad_cache_step = GradCacheStep(self) if args.mini_batch_size is not None else None
-        validation.check_engine(self.accelerator.state, args)
+        validation.check_engine(self.accelerator.state, args, self._model)
         self._set_up_files_and_callbacks(template)
         if train_dataset is not None and not isinstance(train_dataset, Dataset):
             _ = self._fingerprint  # read now, in the order of the first pass
@@ -183,9 +183,11 @@ class SimCSETrainer(Trainer):
         """
         features, text_ids = self.mlm.split_inputs(inputs)
         weight = self.mlm.count_masked([features])[0] if self.args.mlm_weight else None
-        output: SimCSEOutput = model(**features)
-        assert output.embeddings is not None
-        loss = self.objective(output.embeddings.unflatten(0, text_ids.shape), text_ids)
+        output: SimCSEOutput = model(**self.mlm.drop_unused(features))
+        loss: Any = 0.0
+        if output.embeddings is not None:
+            loss = self.objective(output.embeddings.unflatten(0, text_ids.shape), text_ids)
+            loss = self.args.contrastive_weight * loss
         if weight is not None and output.mlm_loss is not None:
             loss = loss + self.args.mlm_weight * output.mlm_loss * weight[0] / weight[1]
         return (loss, output) if return_outputs else loss
@@ -201,8 +203,8 @@ class SimCSETrainer(Trainer):
         return norm
 
     def _not_finite(self, what: str) -> InputError:
-        step = self.state.global_step + 1
-        return not_finite(f"{what} of step {step}", self._model.backbone.dtype)
+        what = f"{what} of step {self.state.global_step + 1}"
+        return not_finite(what, self._model.backbone.dtype)
 
     def _set_signature_columns_if_needed(self) -> None:
         """Name the columns that are kept: of texts for the collator, of lengths for the sampler."""
@@ -399,8 +401,7 @@ class SimCSETrainer(Trainer):
             self.args.save_only_model = only_model
 
     def _get_output_dir(self, trial: Any) -> str:
-        tmp = self.checkpoints.tmp_dir
-        return str(tmp) if tmp else str(super()._get_output_dir(trial))
+        return str(self.checkpoints.tmp_dir or super()._get_output_dir(trial))
 
     def _finalize_training(self, trial: Any, *args: Any, **kwargs: Any) -> Any:
         # The Trainer deletes folders by their names here.

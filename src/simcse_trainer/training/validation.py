@@ -18,12 +18,13 @@ from simcse_trainer.data.pairs import check_scored_pairs
 from simcse_trainer.data.tokenization import INPUT_IDS
 from simcse_trainer.errors import InputError
 from simcse_trainer.hub.published_files import is_local
+from simcse_trainer.model.decoders import is_bidirectional
 from simcse_trainer.model.io.saving import choose_lora_save
 from simcse_trainer.model.lora import has_adapter, has_adapter_dropout
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.packing import build_batch
 from simcse_trainer.model.quantization import is_quantized
-from simcse_trainer.model.tokenizer import count_word_embeddings
+from simcse_trainer.model.tokenizer import count_word_embeddings, find_mask_token
 
 logger = logging.getLogger(__name__)
 
@@ -180,8 +181,8 @@ def check_model(model: SimCSEModel, args: SimCSETrainingArguments) -> None:
             f"mlm_weight is {args.mlm_weight}, but the model has no masked-language-model "
             "head. Load it with SimCSEModel.from_pretrained(..., mlm_head=True)."
         )
-    if args.mlm_weight and model.tokenizer and model.tokenizer.mask_token_id is None:
-        raise InputError("mlm_weight is set, but the tokenizer has no mask token.")
+    if args.mlm_weight:
+        _check_prediction(model, args)
     choose_lora_save(model, args.lora_save)
     if is_quantized(model.backbone) and not has_adapter(model.backbone):
         raise InputError(
@@ -206,6 +207,24 @@ def check_model(model: SimCSEModel, args: SimCSETrainingArguments) -> None:
         100 * trained / (trained + frozen),
         f"{12 * frozen / 2**20:,.0f}",
     )
+
+
+def _check_prediction(model: Any, args: SimCSETrainingArguments) -> None:
+    """Refuse what cannot predict masked tokens."""
+    next_token = model.mlm_head is not None and model.mlm_head.predicts_next
+    if next_token and not is_bidirectional(model.config):
+        raise InputError(
+            f"mlm_weight is {args.mlm_weight}, but {model.config.model_type} attends to earlier "
+            "tokens only, and what a masked token is its later ones tell as well. Pass "
+            "--bidirectional_attention true, or --mlm_weight 0."
+        )
+    if model.tokenizer and find_mask_token(model.tokenizer, model.backbone) is None:
+        raise InputError(
+            f"mlm_weight is {args.mlm_weight}, but the tokenizer has no token to put in place of "
+            "a masked one. Pass --mlm_weight 0."
+        )
+    if next_token and has_adapter(model.backbone):  # frozen as the backbone, whose layer it is
+        model.mlm_head.requires_grad_(False)
 
 
 def check_dropout(model: SimCSEModel) -> None:
@@ -274,12 +293,13 @@ def check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments
         )
 
 
-def check_engine(state: Any, args: SimCSETrainingArguments) -> None:
+def check_engine(state: Any, args: SimCSETrainingArguments, model: SimCSEModel) -> None:
     """Refuse settings of FSDP and DeepSpeed with which training would go wrong.
 
     Args:
         state: The engine, an `AcceleratorState`.
         args: The training options, `SimCSETrainingArguments`.
+        model: The model in training.
 
     Raises:
         InputError: A setting does harm; the message names it.
@@ -296,6 +316,12 @@ def check_engine(state: Any, args: SimCSETrainingArguments) -> None:
             "load_best_model_at_end cannot be used with DeepSpeed's ZeRO 3, which spreads the "
             "weights. Pass --load_best_model_at_end false, or use ZeRO 2 or "
             "configs/accelerate/fsdp2.yaml."
+        )
+    tied = args.mlm_weight and getattr(model.mlm_head, "is_tied", False)
+    if tied and (stage == 3 or (fsdp is not None and not has_adapter(model.backbone))):
+        raise InputError(
+            "mlm_weight computes with the word embeddings, which FSDP and ZeRO 3 shard for "
+            "themselves. Use DDP or ZeRO 2, with FSDP also --use_lora true; or --mlm_weight 0."
         )
     if args.n_gpu > 1:
         raise InputError(

@@ -141,3 +141,24 @@ def test_the_path_is_what_the_log_has():
         {"step": 30, "eval_alignment": float("nan"), "eval_uniformity": -2.0},
     ]
     assert read_path(log) == [(0, 0.1, -1.0), (20, 0.2, -2.0)]
+
+
+def titled(text):
+    return figures.render("titled", lambda figure: figure.subplots().set_title(text), (4, 3))
+
+
+def test_hangul_is_drawn_without_a_warning(recwarn, caplog):
+    pytest.importorskip("koreanize_matplotlib", reason="pip install koreanize-matplotlib")
+    one, other = titled("고객 문의"), titled("배송 지연")
+    assert one.png != other.png, "boxes are all alike"
+    assert one.svg != other.svg
+    assert not [str(w.message) for w in recwarn if "missing" in str(w.message)]
+    assert not caplog.records
+
+
+def test_without_a_font_one_line_says_what_to_install(monkeypatch, recwarn, caplog):
+    monkeypatch.setattr(figures, "_font_families", lambda: ["DejaVu Sans"])
+    titled("고객 문의")
+    (record,) = caplog.records
+    assert "pip install koreanize-matplotlib" in record.message
+    assert not [str(w.message) for w in recwarn if "missing" in str(w.message)]

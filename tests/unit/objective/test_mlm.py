@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from simcse_trainer.objective import mask_tokens, mlm_loss
+from simcse_trainer.objective import label_position_before, mask_tokens, mlm_loss
+from simcse_trainer.objective.mlm import MaskedTokens
 
 OPTIONS = {"special_ids": torch.tensor([0, 1, 2]), "mask_token_id": 3, "vocab_size": 1000}
 
@@ -34,6 +35,17 @@ def test_masking_repeats_with_the_global_generator():
     first = mask_tokens(ids, **OPTIONS)
     torch.manual_seed(7)
     assert torch.equal(first.input_ids, mask_tokens(ids, **OPTIONS).input_ids)
+
+
+def test_a_label_moves_to_the_position_before_and_a_first_token_is_put_back():
+    ids = torch.tensor([[11, 12, 13, 14, 15, 16]])
+    starts = torch.tensor([[True, False, False, True, False, False]])
+    masked = MaskedTokens(
+        torch.tensor([[3, 12, 3, 3, 15, 3]]), torch.tensor([[11, -100, 13, 14, -100, 16]])
+    )
+    found = label_position_before(masked, ids, starts)
+    assert found.input_ids.tolist() == [[11, 12, 3, 14, 15, 3]]
+    assert found.labels.tolist() == [[-100, 13, -100, -100, 16, -100]]
 
 
 def test_loss_is_the_mean_over_predicted_tokens():

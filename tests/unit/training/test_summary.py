@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from simcse_trainer.training.run import ModelEvaluation, format_summary
 
@@ -28,6 +29,15 @@ def summary(before, after):
 def test_whether_training_helped_is_said_in_a_sentence(before, after, said):
     (line,) = [line for line in summary(before, after).splitlines() if said in line]
     assert line.startswith(said)
+
+
+def test_columns_stand_below_each_other_whatever_the_letters():
+    scores = {"고객 문의_spearman": 20.0, "stsb_spearman": 50.0, "avg_sts": 35.0}
+    text = format_summary(*[ModelEvaluation(scores, {}, {})] * 2, Path("out"), 7)
+    lines = [line for line in text.splitlines() if line.endswith("+0.00")]
+    assert len(lines) == 3
+    assert len({cell_len(line) for line in lines}) == 1
+    assert cell_len("고객 문의") == 9
 
 
 def test_without_evaluation_data_there_is_no_verdict():
