@@ -229,7 +229,8 @@ def one_graph(trainer: SimCSETrainer, rows: list, size: int) -> tuple:
         for chunk, state, (count, total) in zip(chunks, states, shares, strict=True):
             if trainer.args.contrastive_weight:
                 torch.set_rng_state(state)
-            loss = loss + trainer.args.mlm_weight * model(**chunk).mlm_loss * count / total
+            output = model(**trainer.mlm.drop_unused(chunk))
+            loss = loss + trainer.args.mlm_weight * output.mlm_loss * count / total
     loss.backward()
     return loss.detach(), get_gradients(model)
 

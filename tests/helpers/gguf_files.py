@@ -12,13 +12,21 @@ HIDDEN, HEADS, KV_HEADS, FEED_FORWARD, LAYERS = 32, 4, 2, 64, 2
 TOKENS = ["<unk>", "<s>", "</s>", *(f"▁{word}" for word in WORDS), *"▁abcdefghijklmnopqrstuvwxyz"]
 
 
-def write_gguf(path: Path, *, architecture: str = "llama", seed: int = 0, **metadata: str) -> Path:
+def write_gguf(
+    path: Path,
+    *,
+    architecture: str = "llama",
+    seed: int = 0,
+    tied: bool = False,
+    **metadata: str,
+) -> Path:
     """Write a decoder of two layers with Q8_0 weights.
 
     Args:
         path: The file.
         architecture: The family; the tensors are llama's.
         seed: Of the weights.
+        tied: Without an output layer of its own.
         metadata: `license`, `base_model`.
     """
     import gguf
@@ -53,7 +61,9 @@ def write_gguf(path: Path, *, architecture: str = "llama", seed: int = 0, **meta
     writer.add_unk_token_id(0)
     random = np.random.default_rng(seed)
     kv = HIDDEN // HEADS * KV_HEADS
-    shapes = {"token_embd": (len(TOKENS), HIDDEN), "output": (len(TOKENS), HIDDEN)}
+    shapes = {"token_embd": (len(TOKENS), HIDDEN)}
+    if not tied:
+        shapes["output"] = shapes["token_embd"]
     for layer in range(LAYERS):
         block = f"blk.{layer}."
         shapes |= {

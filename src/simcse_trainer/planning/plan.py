@@ -308,7 +308,7 @@ def plan_run(
     if tokens is not None and not 0 < tokens <= longest:
         raise InputError(f"tokens is {tokens}; expected 1 to {longest}, the longest text.")
     workload = Workload(
-        views=views or _count_views(data_args, notes),
+        views=views or _count_views(data_args, notes, least=2 if args.contrastive_weight else 1),
         batch=args.per_device_train_batch_size,
         chunk=args.chunk_size,
         longest=longest,
@@ -360,18 +360,21 @@ def _changes(
         yield " ".join(words), model_args, args
 
 
-def _count_views(data_args: DataArguments, notes: list[str]) -> int:
-    """Count the texts per row: as the options say, else as the data has them if it is here."""
+def _count_views(data_args: DataArguments, notes: list[str], *, least: int) -> int:
+    """Count the texts per row: as the options say, else as the data has them if it is here.
+
+    At least `least`: a sentence that is contrasted is encoded twice.
+    """
     if data_args.nli_triplets:
         return 3
     if data_args.columns:
-        return max(2, len(data_args.columns))
+        return max(least, len(data_args.columns))
     files = data_args.train_file
     if files and data_args.dataset_name is None and Path(files[0]).is_file():
         rows = load_training_data(files[:1], streaming=True)
-        return max(2, len(rows.column_names or next(iter(rows))))
+        return max(least, len(rows.column_names or next(iter(rows))))
     if files and all(".txt" in Path(name).suffixes for name in files):
-        return 2
+        return least
     notes.append("The data is not here: 3 texts a row are taken for granted; or pass --views.")
     return 3
 

@@ -30,7 +30,7 @@ from transformers import (
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.files import CONFIG, WEIGHTS
-from simcse_trainer.model.io.tensors import hash_file
+from simcse_trainer.model.io.tensors import follow_umask, hash_file
 from simcse_trainer.model.io.terms import Terms, set_terms, write_terms
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 _GGUF = ".gguf"
 # As the models were trained; a matrix product of it is also faster than one in float32.
 _DTYPE = torch.bfloat16
+# Of the converted folders; another number, and they are made anew.
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def _convert_package(name: str, packaged: PackagedModel, documents: Path) -> str
 
 def _converted_folder(sha256: str) -> Path:
     """Return the folder that the file with this SHA-256 is turned into, made or not."""
-    return Path(constants.HF_HOME) / "simcse-trainer" / "gguf" / sha256[:32]
+    return Path(constants.HF_HOME) / "simcse-trainer" / "gguf" / f"{sha256[:32]}-{_FORMAT}"
 
 
 def _convert_file(path: Path) -> str:
@@ -262,13 +264,17 @@ def _write(file: Path, terms: Terms | None, folder: Path, name: str) -> None:
     state = {key: tensor.to(_DTYPE) for key, tensor in loaded.state_dict().items()}
     # The loaded model counts as quantised, and such a one refuses to be saved.
     del loaded.config.quantization_config
-    loaded.config.dtype = _DTYPE
     with torch.device("meta"):
-        model = type(loaded)(loaded.config)
+        # Its dtype is what the configuration will say.
+        model = type(loaded)(loaded.config).to(_DTYPE)
+    if loaded.config.get_text_config().tie_word_embeddings:
+        # Copies by now, of which both would be written.
+        state = {key: x for key, x in state.items() if key not in (model._tied_weights_keys or ())}
     set_terms(model.config, terms)
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
     write_terms(terms, folder)
+    follow_umask(folder)
 
 
 def _describe(reader: Any, name: str) -> Terms:

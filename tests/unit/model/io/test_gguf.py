@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 
 from simcse_trainer import InputError, SimCSEModel, lora_config
 from simcse_trainer.hub.card_data import CardData, hub_metadata
@@ -50,10 +51,22 @@ def test_a_file_is_a_backbone_with_the_weights_that_transformers_reads(file):
     assert model.encode(TEXTS).shape == (3, 32)
 
 
+def test_what_is_kept_is_in_16_bits_and_once(tmp_path, cache):
+    tied = Path(resolve.resolve_model(str(write_gguf(tmp_path / "tied.gguf", tied=True))))
+    untied = Path(resolve.resolve_model(str(write_gguf(tmp_path / "untied.gguf"))))
+    names = [load_file(folder / "model.safetensors") for folder in (tied, untied)]
+    assert ["lm_head.weight" in tensors for tensors in names] == [False, True]
+    for folder, tensors in zip((tied, untied), names, strict=True):
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+        assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
+        assert SimCSEModel.from_pretrained(folder, dtype="auto").backbone.dtype == torch.bfloat16
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+
+
 def test_it_is_made_once_and_said_to_be(file, cache, caplog, monkeypatch):
     caplog.set_level("INFO", logger="simcse_trainer")
     first = resolve.resolve_model(str(file))
-    assert first == str(cache / hash_file(file)[:32])
+    assert first == str(cache / f"{hash_file(file)[:32]}-2")
     assert "is dequantised once, into" in caplog.text
     monkeypatch.setattr(resolve, "_write", None)
     assert resolve.resolve_model(str(file)) == first
@@ -76,7 +89,7 @@ def test_two_at_once_make_one(file, cache, monkeypatch):
 
 
 def test_what_a_killed_process_left_is_no_model(file, cache):
-    left = cache / f"{hash_file(file)[:32]}.incomplete" / "model"
+    left = cache / f"{hash_file(file)[:32]}-2.incomplete" / "model"
     left.mkdir(parents=True)
     (left / "config.json").write_text("{", encoding="utf-8")
     assert SimCSEModel.from_pretrained(file).encode(TEXTS).shape == (3, 32)
