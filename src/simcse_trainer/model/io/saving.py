@@ -358,12 +358,11 @@ def _save_backbone(model: Any, folder: Path, state: dict[str, Tensor]) -> None:
 def _save_training_heads(model: Any, folder: Path, state: Mapping[str, Tensor]) -> None:
     """Save what the rest of the folder does not hold; named_parameters lists shared ones once."""
     prefixes = ("mlm_head.",) if model.mlp_only_train is False else ("mlm_head.", "head.")
-    frozen = tuple(n for n, x in model.named_parameters() if not x.requires_grad)
     names = [
         name
-        for name, _ in model.named_parameters()
+        for name, x in model.named_parameters()
         # A frozen output layer is that of the base model, which it is read from again.
-        if name.startswith(prefixes) and not (name in frozen and name.startswith("mlm_head."))
+        if name.startswith(prefixes) and (x.requires_grad or not name.startswith("mlm_head."))
     ]
     if names:
         heads = {name: state[name].detach().contiguous() for name in names}
