@@ -28,7 +28,7 @@ quickstart-llm quickstart-ko: quickstart-%: $(VENV)/.gemma
 		--overwrite_output_dir true
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal -m "not slow"
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 6 --dist worksteal --cov=simcse_trainer

@@ -22,6 +22,17 @@ def fails(call, *words):
     return error.value
 
 
+def mostly_slow(values, quick):
+    """Parameters of a test, of which only `quick` run in `make test`."""
+    return [
+        pytest.param(
+            *(value if isinstance(value, tuple) else [value]),
+            marks=() if value in quick else pytest.mark.slow,
+        )
+        for value in values
+    ]
+
+
 def attempt(call):
     """What a call gives, and what it raises: an assertion then says what it should have been."""
     try:

@@ -73,6 +73,7 @@ def test_another_machine_goes_on_from_the_pushed_adapter(hub: LoopbackHub, tmp_p
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_what_a_licence_asks_for_is_published_with_adapters_and_models(hub: LoopbackHub, tmp_path):
     model = adapted(save_tiny(tmp_path / "base", "qwen3"))
     model.terms = Terms(

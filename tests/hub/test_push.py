@@ -125,6 +125,7 @@ def test_each_save_is_one_commit_with_its_score_and_the_training_state_beside_it
     assert b'"me/tiny"' in model["README.md"]
 
 
+@pytest.mark.slow
 def test_main_keeps_the_best_model_and_every_tag_its_own(hub: LoopbackHub, tmp_path):
     out = tmp_path / "out"
     trainer = train(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.cards import RUNNER
-from helpers.checks import fails
+from helpers.checks import fails, mostly_slow
 from helpers.tiny import DECODERS, save_tiny
 from helpers.training import PAIRS, TRIPLETS, UNSUPERVISED, build_args
 from transformers import AutoModel
@@ -18,6 +18,7 @@ from transformers import AutoModel
 from simcse_trainer import SimCSEModel, SimCSETrainer
 from simcse_trainer.cli.config import parse_arguments
 from simcse_trainer.cli.train import main
+from simcse_trainer.model.io import saving
 from simcse_trainer.model.lora import get_base_model, lora_config
 
 # Name -> family, options of the model, training data.
@@ -30,6 +31,7 @@ KINDS = {
     "decoder in 4 bits": ("qwen3", {"load_in_4bit": True}, TRIPLETS),
     "decoder in 8 bits": ("llama", {"load_in_8bit": True}, TRIPLETS),
 }
+QUICK = ["encoder, supervised", "decoder to both sides", "decoder in 4 bits"]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
@@ -48,7 +50,7 @@ def base_folder(folder: Path, kind: str) -> str:
     return save_tiny(folder, KINDS[kind][0], **sizes)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, QUICK))
 def test_only_adapter_and_head_change(kind, tmp_path, sentences):
     model = load(base_folder(tmp_path / "base", kind), kind)
     before = {name: x.clone() for name, x in model.state_dict().items()}
@@ -66,7 +68,7 @@ def test_only_adapter_and_head_change(kind, tmp_path, sentences):
     assert (tmp_path / "run/simcse_adapter.json").is_file() is not merged
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, QUICK))
 def test_a_resumed_run_is_bit_identical(kind, tmp_path):
     source = base_folder(tmp_path / "base", kind)
 
@@ -315,6 +317,28 @@ def test_snippets_of_the_card_run_as_printed_and_agree(tmp_path, monkeypatch):
         limit = 2e-2 if "4 bits" in kind else 1e-5
         for loaded in found[kind]:
             torch.testing.assert_close(torch.tensor(loaded), rows, rtol=1e-4, atol=limit, msg=kind)
+
+
+@pytest.mark.parametrize("asked", [None, "merged", "both"])
+def test_where_merging_fails_the_adapter_is_kept(asked, tmp_path, monkeypatch, caplog):
+    kind = "decoder to both sides"
+    model = load(base := base_folder(tmp_path / "base", kind), kind)
+    args = build_args(tmp_path / "run", lora_save=asked, learning_rate=0.1)
+    trainer = SimCSETrainer(model, args, TRIPLETS)
+    trainer.run_info.model_name = "me/base"  # as if it had come from the Hub
+    trainer.train()
+    unmerged = AutoModel.from_pretrained(base).state_dict()
+    monkeypatch.setattr(saving, "merged_state", lambda backbone: iter(unmerged.items()))
+    trainer.save_model()
+    trainer.create_model_card()
+    assert "The adapter is saved in its place" in caplog.text
+    found = SimCSEModel.from_pretrained(tmp_path / "run")
+    texts = ["a man is eating", "dog"]
+    assert torch.equal(found.encode(texts), model.encode(texts))
+    assert not [*tmp_path.glob("run/model.safetensors"), *tmp_path.glob("run/adapter")]
+    card = (tmp_path / "run/README.md").read_text(encoding="utf-8")
+    assert "base_model_relation: adapter" in card
+    assert "Only simcse-trainer loads this adapter" in card
 
 
 def test_the_card_of_an_adapter_for_simcse_trainer_alone(tmp_path):

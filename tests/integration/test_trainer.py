@@ -8,6 +8,7 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
+from helpers.checks import mostly_slow
 from helpers.training import (
     NO_DROPOUT,
     PAIRS,
@@ -203,7 +204,9 @@ RESUMED = {
 }
 
 
-@pytest.mark.parametrize("kind", RESUMED)
+@pytest.mark.parametrize(
+    "kind", mostly_slow(RESUMED, ["unsupervised", "mlm", "accumulation", "augmentation-worker"])
+)
 @pytest.mark.parametrize("stop", [2, 6], ids=["mid-epoch", "second-epoch"])
 def test_a_resumed_run_is_bit_identical(kind, stop, tmp_path):
     data, options = RESUMED[kind]

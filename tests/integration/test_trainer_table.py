@@ -13,7 +13,7 @@ import torch
 import transformers
 from datasets import Dataset
 from helpers import ROOT
-from helpers.checks import refusal
+from helpers.checks import mostly_slow, refusal
 from helpers.training import PAIRS, TRIPLETS, UNSUPERVISED, build_args, build_model
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -458,7 +458,10 @@ def undo():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.parametrize("name", EFFECTS)
+COMPILED = {"torch_compile", "torch_compile_mode"}  # and one more, in seconds each
+
+
+@pytest.mark.parametrize("name", mostly_slow(EFFECTS, {*EFFECTS} - COMPILED))
 def test_an_option_has_its_effect(name, tmp_path, undo):
     options, holds = EFFECTS[name]
     assert holds(started(tmp_path, **options))

@@ -291,7 +291,7 @@ def describe_model(model: SimCSEModel, lora_save: str | None) -> dict[str, Any]:
 
     Args:
         model: The model, a `SimCSEModel`.
-        lora_save: As `SimCSEModel.write_files` takes it.
+        lora_save: As `save_model` takes it.
     """
     form = choose_lora_save(model, lora_save) if has_adapter(model.backbone) else None
     at_inference = model.head is not None and model.mlp_only_train is False

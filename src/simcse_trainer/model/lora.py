@@ -11,6 +11,7 @@ import copy
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -252,11 +253,26 @@ def fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
             tensor.copy_(value)
 
 
+@contextmanager
+def in_float32(module: nn.Module) -> Iterator[None]:
+    """Hold weights of 16 bits in float32 for a while; then they are what they were, to the bit."""
+    tensors = (*module.parameters(), *module.buffers())
+    narrow = [(x, x.dtype) for x in tensors if x.dtype in (torch.bfloat16, torch.float16)]
+    for tensor, _ in narrow:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, dtype in narrow:
+            tensor.data = tensor.data.to(dtype)
+
+
 def merged_state(backbone: Any) -> Iterator[tuple[str, Tensor]]:
     """Compute the state dict of the backbone with its adapter added to the weights.
 
     Layer by layer, in the memory of one layer, and on the CPU; the backbone's own weights are put
-    back as they were, to the bit, which peft's unmerging does not promise.
+    back as they were, to the bit, which peft's unmerging does not promise. Weights of 16 bits are
+    added to in float32: what an adapter has learned is often less than their last bit.
 
     Raises:
         InputError: An adapter that is more than another value of the weights.
@@ -296,10 +312,11 @@ def _merged_layer(layer: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     own = layer.get_base_layer()
     kept = {part: tensor.detach().clone() for part, tensor in own.state_dict().items()}
     try:
-        layer.merge(adapter_names=[name])
-        state = layer.get_base_layer().state_dict()  # of some kinds another layer by now
-        merged = {part: tensor.detach().to("cpu", copy=True) for part, tensor in state.items()}
-        layer.unmerge()
+        with in_float32(own):
+            layer.merge(adapter_names=[name])
+            state = layer.get_base_layer().state_dict()  # of some kinds another layer by now
+            merged = {part: tensor.detach().to("cpu", copy=True) for part, tensor in state.items()}
+            layer.unmerge()
     except (NotImplementedError, AttributeError, ValueError) as error:
         raise InputError(
             f"The adapter {name} cannot be merged: one of its layers is a {_kind(layer)}, whose "

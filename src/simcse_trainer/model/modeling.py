@@ -116,6 +116,8 @@ class SimCSEModel(nn.Module):
         # accelerate wraps `forward` in autocast for good; only from inside can it be switched off.
         self.full_precision = False
         self.head_use_is_a_guess = False
+        # Known once a merge has failed: `choose_lora_save` then keeps the adapter.
+        self.cannot_merge = False
         self.dropout = True
         self.use_cpu_kernels = True
 
@@ -207,47 +209,22 @@ class SimCSEModel(nn.Module):
 
         Args:
             folder: Made if it is not there; other files in it stay.
-            training_heads: As `write_files` takes it.
-            state_dict: As `write_files` takes it.
-            lora_save: As `write_files` takes it.
+            training_heads: As `save_model` takes it.
+            state_dict: As `save_model` takes it.
+            lora_save: As `save_model` takes it.
 
         Raises:
             InputError: The folder holds files of the same names, or that would be loaded with the
-                model, which no save has written; or as `write_files`.
+                model, which no save has written; or as `save_model`.
         """
         with replaced_at_once(Path(folder)) as tmp_dir:
-            self.write_files(
-                tmp_dir, training_heads=training_heads, state_dict=state_dict, lora_save=lora_save
+            save_model(
+                self,
+                tmp_dir,
+                training_heads=training_heads,
+                state_dict=state_dict,
+                lora_save=lora_save,
             )
-
-    def write_files(
-        self,
-        folder: Path,
-        *,
-        training_heads: bool = False,
-        state_dict: Mapping[str, Tensor] | None = None,
-        lora_save: str | None = None,
-    ) -> None:
-        """Write the files of a model one by one. Two saves of one model are byte-identical.
-
-        Args:
-            folder: Made if it is not there.
-            training_heads: Also write what only training uses, for resuming.
-            state_dict: The model's, gathered from the processes where it is spread over them.
-            lora_save: Of an adapted model: `adapter`, `merged`, or `both`: merged, and the adapter
-                in `adapter/`. By default that of `choose_lora_save`.
-
-        Raises:
-            InputError: Merged weights of few bits; or the merged model embeds texts otherwise.
-            RuntimeError: The state is that of a process which holds none of it.
-        """
-        save_model(
-            self,
-            folder,
-            training_heads=training_heads,
-            state_dict=state_dict,
-            lora_save=lora_save,
-        )
 
     @property
     def config(self) -> Any:

@@ -31,7 +31,7 @@ from simcse_trainer.hub.run_info import RunInfo
 from simcse_trainer.model.cpu.layers import use_cpu_kernels
 from simcse_trainer.model.finite import is_finite, not_finite
 from simcse_trainer.model.io.checkpoints import validate_checkpoint
-from simcse_trainer.model.io.saving import choose_lora_save, restore_model
+from simcse_trainer.model.io.saving import restore_model, save_trained_model
 from simcse_trainer.model.modeling import SimCSEModel, SimCSEOutput
 from simcse_trainer.objective.contrastive import ContrastiveObjective
 from simcse_trainer.training import resume, validation
@@ -370,13 +370,12 @@ class SimCSETrainer(Trainer):
             return
         folder = Path(output_dir or self._folder)
         in_checkpoint = get_step(folder) is not None
-        adapted = choose_lora_save(self._model, self.args.lora_save)
-        self._model.write_files(
+        save_trained_model(
+            self._model,
             folder,
-            training_heads=in_checkpoint,
+            in_checkpoint=in_checkpoint,
             state_dict=state_dict,
-            # A checkpoint is for going on, and for little space.
-            lora_save=adapted and ("adapter" if in_checkpoint else adapted),
+            lora_save=self.args.lora_save,
         )
         # JSON, in which the Hub token is blanked: the Trainer's own pickle holds it in clear.
         arguments = self.args.to_json_string() + "\n"

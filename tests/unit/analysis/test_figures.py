@@ -62,6 +62,7 @@ def test_a_figure_stands_in_any_page(name):
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_another_process(tmp_path):
     code = (
         "import json, sys, hashlib\n"

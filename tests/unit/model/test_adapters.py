@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from helpers.checks import fails
+from helpers.checks import fails, mostly_slow
 from helpers.tiny import DECODERS, save_tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -34,8 +34,11 @@ def adapted(source: str, **options) -> SimCSEModel:
 
 @pytest.mark.parametrize(
     ("family", "bidirectional"),
-    [(family, None) for family in ("bert", "roberta", "modernbert", *DECODERS)]
-    + [(family, True) for family in DECODERS],
+    mostly_slow(
+        [(family, None) for family in ("bert", "roberta", "modernbert", *DECODERS)]
+        + [(family, True) for family in DECODERS],
+        [("bert", None), ("llama", None), ("qwen3", True), ("gemma3_text", True)],
+    ),
 )
 def test_adapter_merged_and_memory_agree(family, bidirectional, tmp_path, sentences):
     sentence_transformers = pytest.importorskip("sentence_transformers")

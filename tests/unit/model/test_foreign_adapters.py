@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import ROOT
-from helpers.checks import attempt, fails, run_command
+from helpers.checks import attempt, fails, mostly_slow, run_command
 from helpers.tiny import save_tiny, tiny_config, tiny_decoder_tokenizer
 from peft import LoraConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -194,12 +194,15 @@ def table() -> dict[str, tuple[str, str]]:
     return {kind: (one, two) for kinds, one, two in rows for kind in re.findall("`(.+?)`", kinds)}
 
 
+QUICK = ["LORA", "IA3", "LN_TUNING", "VERA", "TRAINABLE_TOKENS", "OFT", "PREFIX_TUNING", "XLORA"]
+
+
 def test_the_table_has_every_kind_of_peft():
     assert {*table()} == {kind.value for kind in PeftType}
 
 
 @field("42")
-@pytest.mark.parametrize("kind", [kind.value for kind in PeftType])
+@pytest.mark.parametrize("kind", mostly_slow([kind.value for kind in PeftType], QUICK))
 def test_each_kind_of_adapter_is_read_and_merged_as_the_table_says(tmp_path, kind):
     """Where it says `refused`, that is one line, and nothing is written."""
     read, merged = table()[kind]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import ROOT
-from helpers.checks import fails
+from helpers.checks import fails, mostly_slow
 from helpers.published import PARAMETERS, PUBLISHED
 from helpers.tiny import tiny_backbone, tiny_tokenizer
 from transformers import AutoConfig
@@ -76,7 +76,7 @@ ADAPTED = {"use_lora": True, "lora_r": 4}
 BOTH_SIDES = {"bidirectional_attention": True}
 
 
-@pytest.mark.parametrize("chunk", [None, 5], ids=["at once", "in chunks"])
+@pytest.mark.parametrize("chunk", mostly_slow([None, 5], [5]), ids=["at once", "in chunks"])
 @pytest.mark.parametrize(
     ("family", "model", "training"),
     [

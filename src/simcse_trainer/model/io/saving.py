@@ -12,6 +12,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,6 +56,7 @@ from simcse_trainer.model.lora import (
     fill,
     get_base_model,
     has_adapter,
+    in_float32,
     merged_state,
     restore_adapter,
 )
@@ -98,7 +100,21 @@ def save_model(
     state_dict: Mapping[str, Tensor] | None = None,
     lora_save: str | None = None,
 ) -> None:
-    """Write the files of a model; the arguments are those of `SimCSEModel.write_files`."""
+    """Write the files of a model one by one. Two saves of one model are byte-identical.
+
+    Args:
+        model: The model, a `SimCSEModel`.
+        folder: Made if it is not there.
+        training_heads: Also write what only training uses, for resuming.
+        state_dict: The model's, gathered from the processes where it is spread over them.
+        lora_save: Of an adapted model: `adapter`, `merged`, or `both`: merged, and the adapter in
+            `adapter/`. By default that of `choose_lora_save`.
+
+    Raises:
+        InputError: Merged weights of few bits; or, a `MergeError`, the merged model embeds texts
+            otherwise.
+        RuntimeError: The state is that of a process which holds none of it.
+    """
     if state_dict is not None and not state_dict:
         raise RuntimeError("this process was given no weights to save")
     state = model.state_dict() if state_dict is None else state_dict
@@ -116,27 +132,79 @@ def save_model(
         _check_merged(model, folder)
 
 
+class MergeError(InputError):
+    """A merged model does not compute what the adapter on its base does."""
+
+
+def save_trained_model(
+    model: Any,
+    folder: Path,
+    *,
+    in_checkpoint: bool,
+    state_dict: Mapping[str, Tensor] | None,
+    lora_save: str | None,
+) -> None:
+    """Write the model of a run.
+
+    Where merging fails, the adapter is written in its place: it is all that the run has learned.
+    The model remembers that, for the card and the next save.
+
+    Args:
+        model: The model, a `SimCSEModel`.
+        folder: As `save_model` takes it.
+        in_checkpoint: A checkpoint is for going on, and for little space: it holds what only
+            training uses, and of an adapted model the adapter.
+        state_dict: As `save_model` takes it.
+        lora_save: As `save_model` takes it.
+
+    Raises:
+        InputError: As `save_model`.
+    """
+    if in_checkpoint and has_adapter(model.backbone):
+        lora_save = "adapter"
+    save = partial(
+        save_model,
+        model,
+        folder,
+        training_heads=in_checkpoint,
+        state_dict=state_dict,
+        lora_save=lora_save,
+    )
+    try:
+        save()
+    except MergeError as error:
+        logger.warning("%s The adapter is saved in its place.", error)
+        model.cannot_merge = True
+        shutil.rmtree(folder)
+        save()
+
+
 # A few texts of several lengths and scripts, to compare two models by.
 _PROBE_TEXTS = ("A woman is reading.", "12 kg of rice", "서울은 오늘 비가 온다.", "a")
 
 
 def _check_merged(model: Any, folder: Path) -> None:
-    """Read a merged model again and compare it with the one that has the adapter."""
+    """Read a merged model again and compare it with the one that has the adapter.
+
+    Both compute in float32: in 16 bits either of them is a few percent off itself in another batch.
+    """
     dtype = get_base_model(model.backbone).dtype
+    exact = dtype in (torch.float32, torch.float64)
+    with in_float32(model):
+        expected = model.encode(_PROBE_TEXTS)
     saved = type(model).from_pretrained(
         folder,
-        dtype=dtype,
+        dtype=dtype if exact else torch.float32,
         padding_free=False,
         # Code that came with the base is at work in this process already.
         trust_remote_code=bool(getattr(model.config, "auto_map", None)),
     )
-    expected, found = (one.encode(_PROBE_TEXTS) for one in (model, saved))
-    exact = dtype in (torch.float32, torch.float64)
+    found = saved.encode(_PROBE_TEXTS)
     off = float((found - expected).abs().max() / expected.abs().max())
     if not off <= (1e-3 if exact else 5e-2):
-        raise InputError(
+        raise MergeError(
             f"The merged model computes something else than the adapter on its base: embeddings "
-            f"are {off:.2g} of their size apart. It was not kept; use the adapter as it is."
+            f"are {off:.2g} of their size apart. It was not kept."
         )
 
 
@@ -144,7 +212,8 @@ def choose_lora_save(model: Any, asked: str | None) -> str | None:
     """Choose what is written of an adapted model; None if it has no adapter.
 
     By default the adapter: it is small. Only that of a decoder that attends to both sides is
-    merged, because sentence-transformers and `AutoModel` cannot load it.
+    merged, because sentence-transformers and `AutoModel` cannot load it. Once a merge has failed,
+    it is the adapter whatever was asked.
 
     Raises:
         InputError: Merged weights of few bits, or no adapter to merge.
@@ -155,6 +224,8 @@ def choose_lora_save(model: Any, asked: str | None) -> str | None:
         return None
     active_adapter(model.backbone)
     _check_rows(model)
+    if model.cannot_merge:
+        return "adapter"
     bits = quantization_bits(get_base_model(model.backbone))
     if bits is not None and asked in ("merged", "both"):
         raise InputError(
