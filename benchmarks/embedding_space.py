@@ -11,9 +11,11 @@ is there, and committed with `--commit`: the script can be stopped at any time a
 from __future__ import annotations
 
 import argparse
+import csv
 import datetime
 import json
 import os
+import random
 import shlex
 import statistics
 import subprocess
@@ -21,6 +23,16 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from simcse_trainer import SimCSEModel
+from simcse_trainer.analysis.space import different_sentences, measure_space
+from simcse_trainer.evaluation.space import effective_rank, singular_values
+from simcse_trainer.evaluation.sts import evaluate_sts, load_sts_tasks
+from simcse_trainer.model.packing import build_batch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/embedding_space.json"
@@ -34,11 +46,9 @@ EN, KO, WIKI = (
     "$DATA/wiki/wikitext2-sentences.txt",
 )
 SUP = "configs/sup_gemma3_270m_lora.yaml --dataset_name '' --train_file"
-UNSUP = "configs/unsup_gemma3_270m_lora.yaml --dataset_name '' --columns sent0 --train_file"
-MNTP = "configs/mntp_gemma3_270m_lora.yaml --dataset_name '' --columns sent0 --train_file"
-# Of both languages, after which each second text is Korean.
-BOTH = f"{WIKI} {KO}"
-NOISE = "--attention_dropout 0.1 --lora_dropout 0.2"
+UNSUP = "configs/unsup_gemma3_270m_lora.yaml --dataset_name '' --train_file"
+MNTP = "configs/mntp_gemma3_270m_lora.yaml --dataset_name '' --train_file"
+BOTH = "outputs/experiments/both_languages.txt"  # see write_sentences
 AFTER = "--model_name_or_path {before}"
 
 # Table -> run -> its stages; a stage begins with the folder of the one before as {before}.
@@ -81,6 +91,22 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "LoRA": [f"{SUP} {EN} {KO} {SHORT}"],
         "all": [f"{SUP} {EN} {KO} {SHORT} --use_lora false --learning_rate 2e-5"],
     },
+    "peers": {
+        "simcse-trainer": [f"{SUP} {EN} {KO} {SHORT} --bidirectional_attention false"],
+        "sentence-transformers": [f"benchmarks/peer.py --train_file {EN} {KO} {SHORT}"],
+    },
+}
+# Ways to read the model before training; the prompt is PromptEOL's (Jiang et al. 2023).
+RAW_MODES: dict[str, dict[str, Any]] = {
+    "mean": {"pooling_mode": "mean"},
+    "weighted mean": {"pooling_mode": "weightedmean"},
+    "maximum": {"pooling_mode": "max"},
+    "last token": {"pooling_mode": "lasttoken"},
+    "last token, PromptEOL": {
+        "pooling_mode": "lasttoken",
+        "prompt": 'This sentence : "{text}" means in one word : "',
+    },
+    "mean, both sides": {"pooling_mode": "mean", "bidirectional_attention": True},
 }
 VALIDATION = "--tasks stsb --tasks korsts --split validation --data_dir $DATA/sts"
 TEST = "--data_dir $DATA/sts " + " ".join(
@@ -101,11 +127,26 @@ def main() -> None:
     if options.what == "print":
         print_tables(read())
         return
-    for table in options.tables or TABLES:
+    write_sentences(options.data)
+    if not options.tables or "raw" in options.tables:
+        measure_raw(options.data, commit=options.commit)
+    for table in [name for name in options.tables or TABLES if name != "raw"]:
         for seed in SEEDS:
             for run, stages in TABLES[table].items():
                 if find(read(), table, run, seed) is None:
                     keep(measure(table, run, stages, seed, options.data), commit=options.commit)
+
+
+def write_sentences(data: Path) -> None:
+    """Write the sentences of the Korean file, as such, and as many from Wikipedia, by turns."""
+    with (data / "nli/xnli-ko.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file)]
+    korean = dict.fromkeys(text for row in rows for text in row.values())
+    lines = (data / "wiki/wikitext2-sentences.txt").read_text(encoding="utf-8").splitlines()
+    english = random.Random(0).sample(lines, len(korean))
+    texts = [text for pair in zip(english, korean, strict=True) for text in pair]
+    (ROOT / BOTH).parent.mkdir(parents=True, exist_ok=True)
+    (ROOT / BOTH).write_text("\n".join(texts) + "\n", encoding="utf-8")
 
 
 def read() -> list[dict[str, Any]]:
@@ -133,7 +174,10 @@ def measure(table: str, run: str, stages: list[str], seed: int, data: Path) -> d
         name = f"{table}-{run}-{len(commands)}-{seed}".replace(" ", "_").replace(",", "")
         folder = OUTPUTS / name
         command = f"{stage.format(before=before)} --seed {seed} --output_dir {folder}"
-        command = f"accelerate launch train_simcse.py {command} --overwrite_output_dir true"
+        if command.startswith("benchmarks/"):
+            command = f"python {command}"
+        else:
+            command = f"accelerate launch train_simcse.py {command} --overwrite_output_dir true"
         start = time.monotonic()
         call(command, data)
         times.append(round(time.monotonic() - start))
@@ -141,17 +185,68 @@ def measure(table: str, run: str, stages: list[str], seed: int, data: Path) -> d
         before = folder
     result = {"table": table, "run": run, "seed": seed, "commands": commands, "seconds": times}
     train = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))
+    # Of the Trainer: with the loading of the data, without that of the model.
     result["seconds_per_step"] = round(1 / train["train_steps_per_second"], 2)
     result["train_loss"] = train["train_loss"]
     result["validation"] = evaluate(str(folder), VALIDATION, data)
     if table in HEADLINES:
         result["test"] = evaluate(str(folder), TEST, data)
-    names = ("torch", "transformers", "peft")
-    return result | {
+    return result | where_and_when()
+
+
+def where_and_when() -> dict[str, Any]:
+    return {
         "date": datetime.date.today().isoformat(),
-        "versions": {name: version(name) for name in names},
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "cores": os.cpu_count(),
     }
+
+
+def measure_raw(data: Path, *, commit: bool) -> None:
+    """Read the untrained model in several ways, and by the mean of each layer's tokens."""
+    tasks = load_sts_tasks(["stsb", "korsts"], split="validation", data_dir=str(data / "sts"))
+    for run, options in RAW_MODES.items():
+        if find(read(), "raw", run, 0):
+            continue
+        model = SimCSEModel.from_pretrained(
+            RAW, max_seq_length=64, append_eos_token=False, dtype=torch.float32, **options
+        )
+        space = measure_space(model, tasks)
+        found = {**space.metrics, "effective_rank": space.effective_rank}
+        if run == "mean":
+            layers = measure_layers(model, tasks)
+            for name, values in space.layers.items():
+                for layer, value in zip(layers, values, strict=True):
+                    layer[f"tokens_{name}"] = value
+            for number, layer in enumerate(layers):
+                keep(raw_result("layers", str(number), layer), commit=False)
+        keep(raw_result("raw", run, found), commit=commit)
+
+
+def raw_result(table: str, run: str, found: dict[str, float]) -> dict[str, Any]:
+    scores = {name.replace("_spearman", ""): round(x, 4) for name, x in found.items()}
+    return {"table": table, "run": run, "seed": 0, "validation": scores, **where_and_when()}
+
+
+@torch.no_grad()
+def measure_layers(model: SimCSEModel, tasks: Any) -> list[dict[str, float]]:
+    """Score the means of each layer's tokens, the embedding output first."""
+    texts = different_sentences(tasks)
+    rows = {text: row for row, text in enumerate(texts)}
+    means: list[list[Tensor]] = []
+    for start in range(0, len(texts), 64):
+        ids = model.tokenize(texts[start : start + 64])
+        batch = build_batch(ids, padding_free=model.padding_free, pad_token_id=model.pad_token_id)
+        lengths = [len(one) for one in ids]
+        states = [state.float().split(lengths) for state in model.hidden_states(**batch)]
+        means.append([torch.stack([x.mean(0) for x in layer]) for layer in states])
+    found = []
+    for parts in zip(*means, strict=True):
+        layer = torch.cat(parts)
+        scores = evaluate_sts(lambda given, e=layer: e[[rows[text] for text in given]], tasks)
+        sigma = singular_values(F.normalize(layer.double(), dim=-1))
+        found.append({**scores, "effective_rank": effective_rank(sigma)})
+    return found
 
 
 def evaluate(model: str, options: str, data: Path) -> dict[str, Any]:
@@ -171,25 +266,62 @@ def call(command: str, data: Path) -> None:
         subprocess.run(words, cwd=ROOT, stdout=file, stderr=file, check=True)
 
 
+# Of a result: its heading, where it is, and how it is printed.
+COLUMNS = {
+    "stsb": ("STS-B", "{:.2f}"),
+    "korsts": ("KorSTS", "{:.2f}"),
+    "alignment": ("alignment", "{:.2f}"),
+    "uniformity": ("uniformity", "{:.2f}"),
+    "anisotropy": ("anisotropy", "{:.2f}"),
+    "effective_rank": ("effective rank", "{:.0f}"),
+    "tokens_anisotropy": ("anisotropy of tokens", "{:.2f}"),
+    "tokens_self_similarity": ("self-similarity", "{:.2f}"),
+}
+
+
 def print_tables(results: list[dict[str, Any]]) -> None:
-    """Print mean and standard deviation over the seeds of each run, as Markdown."""
-    for table, runs in TABLES.items():
+    """Print each table as Markdown: means, and standard deviations over the seeds."""
+    for table in ("raw", "layers", *TABLES):
+        here = [result for result in results if result["table"] == table]
+        if not here:
+            continue
+        runs = dict.fromkeys(result["run"] for result in here)
         print(f"\n## {table}\n")
+        print_rows({run: [x["validation"] for x in here if x["run"] == run] for run in runs})
+        tested = {run: [x["test"] for x in here if x["run"] == run and "test" in x] for run in runs}
+        if any(tested.values()):
+            print("\nTest sets:\n")
+            names = list(next(rows[0] for rows in tested.values() if rows))
+            print_rows(tested, {name: (name.upper(), "{:.2f}") for name in names})
         for run in runs:
-            rows = [x["validation"] for x in results if (x["table"], x["run"]) == (table, run)]
-            if rows:
-                print(f"| {run} | {len(rows)} | {' | '.join(map(describe, columns(rows)))} |")
+            of_run = [result for result in here if result["run"] == run and "seconds" in result]
+            if of_run:
+                steps, whole = (
+                    statistics.median(values)
+                    for values in (
+                        [x["seconds_per_step"] for x in of_run],
+                        [sum(x["seconds"]) for x in of_run],
+                    )
+                )
+                print(f"\n{run}: {steps:.1f} s a step, {whole / 60:.1f} min in all", end="")
+        print()
 
 
-def columns(rows: list[dict[str, Any]]) -> list[list[float]]:
-    return [
-        list(map(float, column)) for column in zip(*(row.values() for row in rows), strict=True)
-    ]
+def print_rows(
+    rows: dict[str, list[dict[str, float]]], columns: dict[str, tuple[str, str]] = COLUMNS
+) -> None:
+    known = [name for name in columns if any(name in one for of in rows.values() for one in of)]
+    print(f"| | seeds | {' | '.join(columns[name][0] for name in known)} |")
+    print(f"|---|---:|{'---:|' * len(known)}")
+    for run, results in rows.items():
+        if results:
+            cells = [describe([x[name] for x in results], columns[name][1]) for name in known]
+            print(f"| {run} | {len(results)} | {' | '.join(cells)} |")
 
 
-def describe(values: list[float]) -> str:
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{spread}"
+def describe(values: list[float], form: str) -> str:
+    mean = form.format(statistics.mean(values))
+    return mean + (f" ± {form.format(statistics.stdev(values))}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ class CardData:
         pooling_mode: How tokens become a sentence embedding.
         dimensions: D of the embeddings.
         max_seq_length: The length at which texts are cut, in tokens.
+        weights_dtype: The type of the weights that the folder holds, where it has 16 bits.
         normalized: Embeddings have the length 1.
         projection_head: The use of the head, in words.
         head_folder: Folder of the head in the model's, where inference uses it.
@@ -84,6 +85,7 @@ class CardData:
     pooling_mode: str
     dimensions: int
     max_seq_length: int
+    weights_dtype: str = ""
     normalized: bool = False
     projection_head: str = ""
     head_folder: str = ""

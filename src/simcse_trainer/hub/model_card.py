@@ -101,6 +101,7 @@ def template_values(facts: CardData) -> dict[str, Any]:
         "pooling_mode": facts.pooling_mode,
         "dimensions": facts.dimensions,
         "max_seq_length": facts.max_seq_length,
+        "weights_dtype": facts.weights_dtype,
         "normalized": facts.normalized,
         "projection_head": escape(facts.projection_head),
         "head_folder": facts.head_folder,

@@ -286,6 +286,11 @@ def write_merged_card(model: SimCSEModel, folder: Path) -> None:
     add_documents(folder, [CARD])
 
 
+def _find_narrow_dtype(model: SimCSEModel) -> str:
+    dtype = get_base_model(model.backbone).dtype
+    return str(dtype).removeprefix("torch.") if dtype.itemsize == 2 else ""
+
+
 def describe_model(model: SimCSEModel, lora_save: str | None) -> dict[str, Any]:
     """Return what a card says of a model, by the names of `CardData`.
 
@@ -302,6 +307,7 @@ def describe_model(model: SimCSEModel, lora_save: str | None) -> dict[str, Any]:
         "pooling_mode": model.pooling_mode,
         "dimensions": model.embedding_dimension,
         "max_seq_length": model.max_seq_length,
+        "weights_dtype": "" if form == "adapter" else _find_narrow_dtype(model),
         "normalized": model.normalize_embeddings,
         "projection_head": _HEADS[model.mlp_only_train is not False if model.head else None],
         "head_folder": f"{module}_Dense" if at_inference else "",

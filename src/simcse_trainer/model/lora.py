@@ -272,7 +272,7 @@ def merged_state(backbone: Any) -> Iterator[tuple[str, Tensor]]:
 
     Layer by layer, in the memory of one layer, and on the CPU; the backbone's own weights are put
     back as they were, to the bit, which peft's unmerging does not promise. Weights of 16 bits are
-    added to in float32: what an adapter has learned is often less than their last bit.
+    added to in float32 and rounded once; docs/large_backbones.md has what that costs.
 
     Raises:
         InputError: An adapter that is more than another value of the weights.
@@ -315,7 +315,12 @@ def _merged_layer(layer: Any, name: str) -> Iterator[tuple[str, Tensor]]:
         with in_float32(own):
             layer.merge(adapter_names=[name])
             state = layer.get_base_layer().state_dict()  # of some kinds another layer by now
-            merged = {part: tensor.detach().to("cpu", copy=True) for part, tensor in state.items()}
+            merged = {
+                part: tensor.detach().to(
+                    "cpu", kept[part].dtype if part in kept else None, copy=True
+                )
+                for part, tensor in state.items()
+            }
             layer.unmerge()
     except (NotImplementedError, AttributeError, ValueError) as error:
         raise InputError(

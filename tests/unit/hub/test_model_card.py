@@ -96,6 +96,7 @@ KOREAN = replace(
     command=["python", "train_simcse.py", "configs/sup_klue_roberta_base_ko.yaml"],
     model_id="me/ko-sup",
     base_model="klue/roberta-base",
+    weights_dtype="bfloat16",
     language=["ko"],
     license="",
     datasets=["kakaobrain/kor_nli"],

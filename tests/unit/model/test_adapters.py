@@ -66,6 +66,25 @@ def test_adapter_merged_and_memory_agree(family, bidirectional, tmp_path, senten
     assert torch.equal(model.encode(sentences), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_are_merged_in_float32_and_rounded_once(dtype, tmp_path):
+    model = adapted(save_tiny(tmp_path / "base", "llama"), dtype=dtype)
+    base = get_base_model(model.backbone)
+    before = {name: x.clone() for name, x in base.state_dict().items()}
+    layer = base.layers[0].self_attn.q_proj
+    a, b = (part["default"].weight.detach() for part in (layer.lora_A, layer.lora_B))
+    assert a.dtype == torch.float32
+    exact = layer.base_layer.weight.detach().float() + layer.scaling["default"] * b @ a
+    model.save_pretrained(tmp_path / "merged", lora_save="merged")
+    saved = load_file(tmp_path / "merged/model.safetensors")
+    assert {x.dtype for x in saved.values()} == {dtype}
+    assert json.loads((tmp_path / "merged/config.json").read_text())["dtype"] == str(dtype)[6:]
+    assert torch.equal(saved["layers.0.self_attn.q_proj.weight"], exact.to(dtype))
+    after = base.state_dict()
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
+    assert all(x.dtype == after[name].dtype for name, x in before.items())
+
+
 def test_auto_model_loads_adapter_and_merged(tmp_path):
     model = adapted(save_tiny(tmp_path / "base", "qwen3"))
     ids = torch.arange(5, 12)[None]
