@@ -1,4 +1,4 @@
-"""Adapters through peft; with `foreign_adapters` the only importer of peft.
+"""Adapters, new ones and those from elsewhere, through peft; the only importer of it.
 
 An adapted backbone is a `PeftModel` around the backbone, whose weights are frozen. Its adapter
 alone is what checkpoints hold; merged, it is a backbone like any other. What is saved and merged is
@@ -29,7 +29,20 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
+logger = logging.getLogger(__name__)
+
 ALL_LINEAR = "all-linear"
+
+# Kinds of peft 0.21 that are read; the others put tokens before a text, choose between experts, or
+# need a model of one family. docs/large_backbones.md has the table, and a test tries each row.
+_READ = """
+ADALORA ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING
+LOHA LOKR LORA MISS OFT PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS
+UNILORA VBLORA VERA WAVEFT
+"""
+READ = frozenset(_READ.split())
+
+_ROOT = "base_model.model."
 
 
 def lora_config(
@@ -330,20 +343,6 @@ def _merged_layer(layer: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     finally:
         own.load_state_dict(kept)
     yield from merged.items()
-
-
-logger = logging.getLogger(__name__)
-
-# Kinds of peft 0.21 that are read; the others put tokens before a text, choose between experts, or
-# need a model of one family. docs/large_backbones.md has the table, and a test tries each row.
-_READ = """
-ADALORA ADAMSS BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING
-LOHA LOKR LORA MISS OFT PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS
-UNILORA VBLORA VERA WAVEFT
-"""
-READ = frozenset(_READ.split())
-
-_ROOT = "base_model.model."
 
 
 def load_adapter(
