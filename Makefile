@@ -31,7 +31,7 @@ test: $(VENV)/.test
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal -m "not slow"
 
 test-all: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses 6 --dist worksteal --cov=simcse_trainer
+	$(BIN)/python -m pytest --numprocesses 4 --dist worksteal --cov=simcse_trainer
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -9,8 +9,10 @@ from pathlib import Path
 # Before any import of the Hub client: a test that reached for the network would hang, not fail.
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-# The test processes are as many as the cores already; numpy reads this when it is imported.
+# The test processes are as many as the cores already, and threads that wait for one another take
+# time from them, in processes that tests start too. Read when numpy and torch are imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
