@@ -319,16 +319,25 @@ def test_snippets_of_the_card_run_as_printed_and_agree(tmp_path, monkeypatch):
             torch.testing.assert_close(torch.tensor(loaded), rows, rtol=1e-4, atol=limit, msg=kind)
 
 
-@pytest.mark.parametrize("asked", [None, "merged", "both"])
-def test_where_merging_fails_the_adapter_is_kept(asked, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("asked", "refused"), [(None, False), ("merged", False), ("both", False), ("both", True)]
+)
+def test_where_merging_fails_the_adapter_is_kept(asked, refused, tmp_path, monkeypatch, caplog):
     kind = "decoder to both sides"
     model = load(base := base_folder(tmp_path / "base", kind), kind)
     args = build_args(tmp_path / "run", lora_save=asked, learning_rate=0.1)
     trainer = SimCSETrainer(model, args, TRIPLETS)
     trainer.run_info.model_name = "me/base"  # as if it had come from the Hub
     trainer.train()
-    unmerged = AutoModel.from_pretrained(base).state_dict()
-    monkeypatch.setattr(saving, "merged_state", lambda backbone: iter(unmerged.items()))
+    if refused:
+
+        def merge(self, **options):
+            raise NotImplementedError("as some kinds of adapters do")
+
+        monkeypatch.setattr("peft.tuners.lora.layer.Linear.merge", merge)
+    else:
+        unmerged = AutoModel.from_pretrained(base).state_dict()
+        monkeypatch.setattr(saving, "merged_state", lambda backbone: iter(unmerged.items()))
     trainer.save_model()
     trainer.create_model_card()
     assert "The adapter is saved in its place" in caplog.text

@@ -45,6 +45,10 @@ READ = frozenset(_READ.split())
 _ROOT = "base_model.model."
 
 
+class MergeError(InputError):
+    """An adapter cannot be merged, or the merged model computes something else."""
+
+
 def lora_config(
     *,
     r: int = 16,
@@ -288,7 +292,7 @@ def merged_state(backbone: Any) -> Iterator[tuple[str, Tensor]]:
     added to in float32 and rounded once; docs/large_backbones.md has what that costs.
 
     Raises:
-        InputError: An adapter that is more than another value of the weights.
+        MergeError: An adapter that is more than another value of the weights.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -336,7 +340,7 @@ def _merged_layer(layer: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             }
             layer.unmerge()
     except (NotImplementedError, AttributeError, ValueError) as error:
-        raise InputError(
+        raise MergeError(
             f"The adapter {name} cannot be merged: one of its layers is a {_kind(layer)}, whose "
             f"sum with the weights is not to be had ({error}). Use the adapter as it is."
         ) from error

@@ -52,6 +52,7 @@ from simcse_trainer.model.io.layout import (
 from simcse_trainer.model.io.tensors import follow_umask
 from simcse_trainer.model.io.terms import write_terms
 from simcse_trainer.model.lora import (
+    MergeError,
     active_adapter,
     fill,
     get_base_model,
@@ -111,8 +112,8 @@ def save_model(
             `adapter/`. By default that of `choose_lora_save`.
 
     Raises:
-        InputError: Merged weights of few bits; or, a `MergeError`, the merged model embeds texts
-            otherwise.
+        InputError: Merged weights of few bits; or, a `MergeError`, the adapter cannot be merged, or
+            the merged model embeds texts otherwise.
         RuntimeError: The state is that of a process which holds none of it.
     """
     if state_dict is not None and not state_dict:
@@ -130,10 +131,6 @@ def save_model(
     follow_umask(folder)
     if has_adapter(model.backbone) and form != "adapter" and model.tokenizer is not None:
         _check_merged(model, folder)
-
-
-class MergeError(InputError):
-    """A merged model does not compute what the adapter on its base does."""
 
 
 def save_trained_model(
