@@ -39,7 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         else:
             slow.setdefault(item.path, []).append(item)
     parts: list[list[pytest.Item]] = [[] for _ in range(processes)]
-    for module in slow.values():
+    # A module with few slow tests has long ones.
+    for module in sorted(slow.values(), key=len):
         min(parts, key=len).extend(module)
     left = len(items)
     rest = iter(quick)

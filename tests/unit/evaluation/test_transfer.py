@@ -184,7 +184,11 @@ def classify(weights, x):
 @pytest.mark.real_weights
 @pytest.mark.slow
 def test_mrpc_agrees_with_an_independent_computation(minilm, transfer_dir):
-    splits = load("mrpc", transfer_dir)
+    # Every fourth pair: what is compared is the protocol, on features of a real model.
+    splits = {
+        name: split.select(range(0, len(split), 4))
+        for name, split in load("mrpc", transfer_dir).items()
+    }
     texts = [text for data in splits.values() for text in split_texts(data)]
     encode = encode_once(SimCSEModel.from_pretrained(minilm).encode, texts)
     found = evaluate_transfer(encode, {"mrpc": splits})
@@ -202,7 +206,7 @@ def test_mrpc_agrees_with_an_independent_computation(minilm, transfer_dir):
     *_, weights = newton(x, y, c[: np.argmax(hits) + 1])
     test_x, test_y = features["test"]
     predicted = classify(weights, test_x)
-    assert found["mrpc_accuracy"] == pytest.approx(100 * np.mean(predicted == test_y), abs=0.1)
+    assert found["mrpc_accuracy"] == pytest.approx(100 * np.mean(predicted == test_y))
     true = np.sum(predicted & test_y)
     f1 = 200 * true / (np.sum(predicted) + np.sum(test_y))
-    assert found["mrpc_f1"] == pytest.approx(f1, abs=0.1)
+    assert found["mrpc_f1"] == pytest.approx(f1)
