@@ -50,6 +50,8 @@ UNSUP = "configs/unsup_gemma3_270m_lora.yaml --dataset_name '' --train_file"
 MNTP = "configs/mntp_gemma3_270m_lora.yaml --dataset_name '' --train_file"
 BOTH = "outputs/experiments/both_languages.txt"  # see write_sentences
 AFTER = "--model_name_or_path {before}"
+CHANGES = ("crop", "word_deletion", "word_shuffle")
+CHANGED = f"{UNSUP} {WIKI} {SHORT} --augmentation"
 
 # Table -> run -> its stages; a stage begins with the folder of the one before as {before}.
 TABLES: dict[str, dict[str, list[str]]] = {
@@ -61,18 +63,19 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "both": [f"{SUP} {EN} {KO} {SHORT}"],
     },
     "augmentation": {
-        "dropout": [f"{UNSUP} {WIKI} {SHORT}"],
-        **{
-            name: [f"{UNSUP} {WIKI} {SHORT} --augmentation {name}"]
-            for name in ("crop", "word_deletion", "word_shuffle", "none")
-        },
+        name: [f"{CHANGED} {name} --augmentation_rate 0.1"]
+        for name in ("dropout", *CHANGES, "none")
+    },
+    "rates": {
+        f"{name} {rate}": [f"{CHANGED} {name} --augmentation_rate {rate}"]
+        for name in CHANGES
+        for rate in (0.3, 0.5)
     },
     "noise": {
-        "adapter 0.1": [f"{UNSUP} {WIKI} {SHORT} --attention_dropout 0 --lora_dropout 0.1"],
-        "adapter 0.2": [f"{UNSUP} {WIKI} {SHORT} --attention_dropout 0 --lora_dropout 0.2"],
-        "attention 0.1, adapter 0.2": [f"{UNSUP} {WIKI} {SHORT}"],
-        "attention 0.2, adapter 0.2": [f"{UNSUP} {WIKI} {SHORT} --attention_dropout 0.2"],
-        "attention 0.1, adapter 0.4": [f"{UNSUP} {WIKI} {SHORT} --lora_dropout 0.4"],
+        f"attention {a}, adapter {b}": [
+            f"{CHANGED} dropout --augmentation_rate 0.1 --attention_dropout {a} --lora_dropout {b}"
+        ]
+        for a, b in ((0, 0.1), (0, 0.2), (0.1, 0.2), (0.2, 0.2), (0.1, 0.4))
     },
     "mntp": {
         "MNTP": [f"{MNTP} {WIKI} {SHORT}"],
