@@ -107,7 +107,7 @@ def check_command(words: list[str]) -> None:
             check_script(script, rest)
         case ["make", target]:
             makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+            assert re.search(rf"^(\S+ )*{target}( \S+)*:", makefile, re.MULTILINE), target
         case ["pip", "install", *options, requirement]:
             assert set(options) <= {"-e", "--upgrade"}
             check_extras(requirement)
