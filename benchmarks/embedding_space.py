@@ -5,7 +5,8 @@
 
 DATA is a folder of `sts/<task>/<split>.csv`, `nli/xnli-en.csv` and `nli/xnli-ko.csv` (columns
 `sent0`, `sent1`, `hard_neg`), and `wiki/wikitext2-sentences.txt`. Each result is kept as soon as it
-is there, and committed with `--commit`: the script can be stopped at any time and started again.
+is there, and committed with `--commit`: the script can be stopped at any time and started again, or
+run twice at once with tables of their own. Runs that two tables share are trained once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import random
 import shlex
+import shutil
 import statistics
 import subprocess
 import time
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -50,8 +53,9 @@ UNSUP = "configs/unsup_gemma3_270m_lora.yaml --dataset_name '' --train_file"
 MNTP = "configs/mntp_gemma3_270m_lora.yaml --dataset_name '' --train_file"
 BOTH = "outputs/experiments/both_languages.txt"  # see write_sentences
 AFTER = "--model_name_or_path {before}"
-CHANGES = ("crop", "word_deletion", "word_shuffle")
-CHANGED = f"{UNSUP} {WIKI} {SHORT} --augmentation"
+ON_BOTH = f"{SUP} {EN} {KO} {SHORT}"
+ON_WIKI = f"{UNSUP} {WIKI} {SHORT}"
+DROPOUT = f"{ON_WIKI} --augmentation dropout"
 
 # Table -> run -> its stages; a stage begins with the folder of the one before as {before}.
 TABLES: dict[str, dict[str, list[str]]] = {
@@ -60,42 +64,42 @@ TABLES: dict[str, dict[str, list[str]]] = {
     "languages": {
         "English": [f"{SUP} {EN} {SHORT}"],
         "Korean": [f"{SUP} {KO} {SHORT}"],
-        "both": [f"{SUP} {EN} {KO} {SHORT}"],
+        "both": [ON_BOTH],
     },
     "augmentation": {
-        name: [f"{CHANGED} {name} --augmentation_rate 0.1"]
-        for name in ("dropout", *CHANGES, "none")
-    },
-    "rates": {
-        f"{name} {rate}": [f"{CHANGED} {name} --augmentation_rate {rate}"]
-        for name in CHANGES
-        for rate in (0.3, 0.5)
+        "dropout": [DROPOUT],
+        **{
+            f"{name}, {rate}": [f"{ON_WIKI} --augmentation {name} --augmentation_rate {rate}"]
+            for rate in (0.1, 0.3, 0.5)
+            for name in ("crop", "word_deletion", "word_shuffle")
+        },
+        "none": [f"{ON_WIKI} --augmentation none"],
     },
     "noise": {
-        f"attention {a}, adapter {b}": [
-            f"{CHANGED} dropout --augmentation_rate 0.1 --attention_dropout {a} --lora_dropout {b}"
-        ]
-        for a, b in ((0, 0.1), (0, 0.2), (0.1, 0.2), (0.2, 0.2), (0.1, 0.4))
+        "attention 0, adapter 0.1": [f"{DROPOUT} --attention_dropout 0 --lora_dropout 0.1"],
+        "attention 0, adapter 0.2": [f"{DROPOUT} --attention_dropout 0 --lora_dropout 0.2"],
+        "attention 0.2, adapter 0.2": [DROPOUT],
+        "attention 0.2, adapter 0.4": [f"{DROPOUT} --lora_dropout 0.4"],
     },
     "mntp": {
         "MNTP": [f"{MNTP} {WIKI} {SHORT}"],
-        "SimCSE": [f"{UNSUP} {WIKI} {SHORT}"],
-        "MNTP, then SimCSE": [f"{MNTP} {WIKI} {SHORT}", f"{UNSUP} {WIKI} {SHORT} {AFTER}"],
+        "SimCSE": [ON_WIKI],
+        "MNTP, then SimCSE": [f"{MNTP} {WIKI} {SHORT}", f"{ON_WIKI} {AFTER}"],
     },
     "attention": {
-        f"{sides}, {mode}": [
-            f"{SUP} {EN} {KO} {SHORT} --bidirectional_attention {str(both).lower()} "
-            f"--pooling_mode {mode} --append_eos_token false"
-        ]
-        for both, sides in ((True, "both sides"), (False, "causal"))
-        for mode in ("mean", "lasttoken")
+        "both sides, mean": [ON_BOTH],
+        "both sides, last token": [f"{ON_BOTH} --pooling_mode lasttoken"],
+        "causal, mean": [f"{ON_BOTH} --bidirectional_attention false"],
+        "causal, last token": [
+            f"{ON_BOTH} --bidirectional_attention false --pooling_mode lasttoken"
+        ],
     },
     "parameters": {
-        "LoRA": [f"{SUP} {EN} {KO} {SHORT}"],
-        "all": [f"{SUP} {EN} {KO} {SHORT} --use_lora false --learning_rate 2e-5"],
+        "LoRA": [ON_BOTH],
+        "all": [f"{ON_BOTH} --use_lora false --learning_rate 2e-5"],
     },
     "peers": {
-        "simcse-trainer": [f"{SUP} {EN} {KO} {SHORT} --bidirectional_attention false"],
+        "simcse-trainer": [f"{ON_BOTH} --bidirectional_attention false"],
         "sentence-transformers": [f"benchmarks/peer.py --train_file {EN} {KO} {SHORT}"],
     },
 }
@@ -128,7 +132,7 @@ def main() -> None:
     parser.add_argument("--commit", action="store_true", help="commit each result")
     options = parser.parse_args()
     if options.what == "print":
-        print_tables(read())
+        print_tables()
         return
     write_sentences(options.data)
     if not options.tables or "raw" in options.tables:
@@ -136,8 +140,10 @@ def main() -> None:
     for table in [name for name in options.tables or TABLES if name != "raw"]:
         for seed in SEEDS:
             for run, stages in TABLES[table].items():
-                if find(read(), table, run, seed) is None:
-                    keep(measure(table, run, stages, seed, options.data), commit=options.commit)
+                if find(stages, seed) is None:
+                    name = f"{table}-{run}-{seed}"
+                    result = measure(name, stages, seed, options.data, test=table in HEADLINES)
+                    keep(name, result, commit=options.commit)
 
 
 def write_sentences(data: Path) -> None:
@@ -156,44 +162,51 @@ def read() -> list[dict[str, Any]]:
     return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
 
 
-def find(results: list[dict[str, Any]], *key: Any) -> dict[str, Any] | None:
-    return next((x for x in results if (x["table"], x["run"], x["seed"]) == key), None)
+def find(stages: list[str], seed: int) -> dict[str, Any] | None:
+    return next((x for x in read() if x["stages"] == stages and x["seed"] == seed), None)
 
 
-def keep(result: dict[str, Any], *, commit: bool) -> None:
-    text = json.dumps([*read(), result], indent=1, ensure_ascii=False) + "\n"
-    RESULTS.write_text(text, encoding="utf-8")
-    print(result["table"], result["run"], result["seed"], result["validation"], flush=True)
-    if commit:
-        message = f"Measured: {result['table']}, {result['run']}, seed {result['seed']}"
-        subprocess.run(["git", "commit", "-q", "-m", message, str(RESULTS)], cwd=ROOT, check=True)
+def keep(name: str, result: dict[str, Any], *, commit: bool) -> None:
+    with FileLock(OUTPUTS / "lock"):
+        text = json.dumps([*read(), result], indent=1, ensure_ascii=False) + "\n"
+        RESULTS.write_text(text, encoding="utf-8")
+        print(name, result["validation"], flush=True)
+        if commit:
+            for words in (["add"], ["commit", "-q", "-m", f"Measured: {name}"]):
+                subprocess.run(["git", *words, str(RESULTS)], cwd=ROOT, check=True)
 
 
-def measure(table: str, run: str, stages: list[str], seed: int, data: Path) -> dict[str, Any]:
+def measure(
+    name: str, stages: list[str], seed: int, data: Path, *, test: bool = False
+) -> dict[str, Any]:
     """Train the stages of a run and read its last folder."""
-    commands, times = [], []
+    times = []
     before = folder = Path()
-    for stage in stages:
-        name = f"{table}-{run}-{len(commands)}-{seed}".replace(" ", "_").replace(",", "")
-        folder = OUTPUTS / name
+    for number, stage in enumerate(stages):
+        folder = OUTPUTS / f"{name}-{number}".replace(" ", "_").replace(",", "")
         command = f"{stage.format(before=before)} --seed {seed} --output_dir {folder}"
         if command.startswith("benchmarks/"):
             command = f"python {command}"
         else:
             command = f"accelerate launch train_simcse.py {command} --overwrite_output_dir true"
         start = time.monotonic()
-        call(command, data)
+        call(command, data, folder)
         times.append(round(time.monotonic() - start))
-        commands.append(command.replace(str(ROOT) + "/", ""))
         before = folder
-    result = {"table": table, "run": run, "seed": seed, "commands": commands, "seconds": times}
     train = json.loads((folder / "train_results.json").read_text(encoding="utf-8"))
-    # Of the Trainer: with the loading of the data, without that of the model.
-    result["seconds_per_step"] = round(1 / train["train_steps_per_second"], 2)
-    result["train_loss"] = train["train_loss"]
-    result["validation"] = evaluate(str(folder), VALIDATION, data)
-    if table in HEADLINES:
-        result["test"] = evaluate(str(folder), TEST, data)
+    result = {
+        "stages": stages,
+        "seed": seed,
+        "seconds": times,
+        # Of the Trainer: with the loading of the data, without that of the model.
+        "seconds_per_step": round(1 / train["train_steps_per_second"], 2),
+        "train_loss": train["train_loss"],
+        "validation": evaluate(folder, VALIDATION, data),
+    }
+    if test:
+        result["test"] = evaluate(folder, TEST, data)
+    else:  # Ninety models of half a gigabyte.
+        shutil.rmtree(folder)
     return result | where_and_when()
 
 
@@ -202,6 +215,7 @@ def where_and_when() -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
     }
 
 
@@ -209,7 +223,7 @@ def measure_raw(data: Path, *, commit: bool) -> None:
     """Read the untrained model in several ways, and by the mean of each layer's tokens."""
     tasks = load_sts_tasks(["stsb", "korsts"], split="validation", data_dir=str(data / "sts"))
     for run, options in RAW_MODES.items():
-        if find(read(), "raw", run, 0):
+        if find([f"raw {run}"], 0):
             continue
         model = SimCSEModel.from_pretrained(
             RAW, max_seq_length=64, append_eos_token=False, dtype=torch.float32, **options
@@ -222,13 +236,14 @@ def measure_raw(data: Path, *, commit: bool) -> None:
                 for layer, value in zip(layers, values, strict=True):
                     layer[f"tokens_{name}"] = value
             for number, layer in enumerate(layers):
-                keep(raw_result("layers", str(number), layer), commit=False)
-        keep(raw_result("raw", run, found), commit=commit)
+                keep_raw(f"layer {number}", layer, commit=False)
+        keep_raw(f"raw {run}", found, commit=commit)
 
 
-def raw_result(table: str, run: str, found: dict[str, float]) -> dict[str, Any]:
+def keep_raw(name: str, found: dict[str, float], *, commit: bool) -> None:
     scores = {name.replace("_spearman", ""): round(x, 4) for name, x in found.items()}
-    return {"table": table, "run": run, "seed": 0, "validation": scores, **where_and_when()}
+    result = {"stages": [name], "seed": 0, "validation": scores, **where_and_when()}
+    keep(name, result, commit=commit)
 
 
 @torch.no_grad()
@@ -252,18 +267,16 @@ def measure_layers(model: SimCSEModel, tasks: Any) -> list[dict[str, float]]:
     return found
 
 
-def evaluate(model: str, options: str, data: Path) -> dict[str, Any]:
-    output = OUTPUTS / "scores.json"
-    call(f"simcse-trainer evaluate {model} {options} --output {output}", data)
+def evaluate(folder: Path, options: str, data: Path) -> dict[str, Any]:
+    output = folder / "scores.json"
+    call(f"simcse-trainer evaluate {folder} {options} --output {output}", data, folder)
     (row,) = json.loads(output.read_text(encoding="utf-8"))["rows"]
     return {name: round(x, 4) for name, x in (row["scores"] | row["space"]).items()}
 
 
-def call(command: str, data: Path) -> None:
+def call(command: str, data: Path, folder: Path) -> None:
     words = [word.replace("$DATA", str(data.resolve())) for word in shlex.split(command)]
-    log = OUTPUTS / "log.txt"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file:
+    with open(f"{folder}.log", "a", encoding="utf-8") as file:
         file.write(f"\n$ {command}\n")
         file.flush()
         subprocess.run(words, cwd=ROOT, stdout=file, stderr=file, check=True)
@@ -282,31 +295,32 @@ COLUMNS = {
 }
 
 
-def print_tables(results: list[dict[str, Any]]) -> None:
+def print_tables() -> None:
     """Print each table as Markdown: means, and standard deviations over the seeds."""
-    for table in ("raw", "layers", *TABLES):
-        here = [result for result in results if result["table"] == table]
-        if not here:
+    results = read()
+    untrained = dict.fromkeys(x["stages"][0] for x in results if x["seed"] == 0)
+    tables = {
+        "raw": {name: [name] for name in untrained if name.startswith("raw")},
+        "layers": {name: [name] for name in untrained if name.startswith("layer")},
+        **TABLES,
+    }
+    for table, runs in tables.items():
+        found = {run: [x for x in results if x["stages"] == runs[run]] for run in runs}
+        if not any(found.values()):
             continue
-        runs = dict.fromkeys(result["run"] for result in here)
         print(f"\n## {table}\n")
-        print_rows({run: [x["validation"] for x in here if x["run"] == run] for run in runs})
-        tested = {run: [x["test"] for x in here if x["run"] == run and "test" in x] for run in runs}
-        if any(tested.values()):
+        print_rows({run: [x["validation"] for x in of_run] for run, of_run in found.items()})
+        if table in HEADLINES:
+            tested = {run: [x["test"] for x in of_run] for run, of_run in found.items()}
             print("\nTest sets:\n")
-            names = list(next(rows[0] for rows in tested.values() if rows))
+            names = next(iter(tested.values()))[0]
             print_rows(tested, {name: (name.upper(), "{:.2f}") for name in names})
-        for run in runs:
-            of_run = [result for result in here if result["run"] == run and "seconds" in result]
-            if of_run:
-                steps, whole = (
-                    statistics.median(values)
-                    for values in (
-                        [x["seconds_per_step"] for x in of_run],
-                        [sum(x["seconds"]) for x in of_run],
-                    )
-                )
-                print(f"\n{run}: {steps:.1f} s a step, {whole / 60:.1f} min in all", end="")
+        for run, of_run in found.items():
+            timed = [x for x in of_run if x["seed"]]
+            if timed:
+                step = statistics.median(x["seconds_per_step"] for x in timed)
+                whole = statistics.median(sum(x["seconds"]) for x in timed)
+                print(f"\n{run}: {step:.1f} s a step, {whole / 60:.1f} min in all", end="")
         print()
 
 
