@@ -70,10 +70,16 @@ TABLES: dict[str, dict[str, list[str]]] = {
         "dropout": [DROPOUT],
         **{
             f"{name}, {rate}": [f"{ON_WIKI} --augmentation {name} --augmentation_rate {rate}"]
-            for rate in (0.1, 0.3, 0.5)
+            for rate in (0.1, 0.3)
             for name in ("crop", "word_deletion", "word_shuffle")
         },
         "none": [f"{ON_WIKI} --augmentation none"],
+    },
+    # As long as the recipe, on its data.
+    "longer": {
+        "crop, 0.3": [f"{UNSUP} {BOTH}"],
+        "dropout": [f"{UNSUP} {BOTH} --augmentation dropout"],
+        "none": [f"{UNSUP} {BOTH} --augmentation none"],
     },
     "noise": {
         "attention 0, adapter 0.1": [f"{DROPOUT} --attention_dropout 0 --lora_dropout 0.1"],

@@ -14,17 +14,46 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import datasets
 import pytest
 import torch
+from coverage import Coverage
 from helpers import ROOT
 from helpers.tiny import tiny_tokenizer
 
 # Tiny models lose time to a second thread.
 torch.set_num_threads(1)
 
-TRACED = {"test_arrangements.py", "test_gather.py", "test_own_files.py", "test_nothing_lost.py"}
+# Where processes that tests start run code that no test runs in its own.
+TRACED_PROCESSES = {
+    "test_arrangements.py",
+    "test_gather.py",
+    "test_own_files.py",
+    "test_nothing_lost.py",
+}
+# Where slow tests run code that no quick test runs: folders, files, and functions.
+TRACED_SLOW = {
+    *TRACED_PROCESSES,
+    "hub",
+    "test_atomic_checkpoints.py",
+    "test_what_to_change_where_it_does_not_fit",
+}
 
 pytest_plugins = ["helpers.hub_fixture", "helpers.runs"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Coverage, which costs a third of the time of any code, passes over slow tests that add
+    nothing to it."""
+    measured = Coverage.current()
+    names = {*item.path.parts, item.name.partition("[")[0]}
+    if measured is None or item.get_closest_marker("slow") is None or names & TRACED_SLOW:
+        return (yield)
+    measured.stop()
+    result = yield
+    measured.start()
+    return result
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -95,7 +124,7 @@ def _seed() -> None:
 def _traced_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Coverage follows into processes only where they run code that no test runs in this one:
     tracing the imports of each costs seconds."""
-    if not TRACED.intersection(request.node.path.parts):
+    if not TRACED_PROCESSES.intersection(request.node.path.parts):
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
@@ -112,8 +141,6 @@ def _own_verbosity() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """datasets caches by content; a test must not find what another run has left."""
-    import datasets
-
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
 
 
