@@ -254,8 +254,7 @@ def measure_raw(data: Path, *, commit: bool) -> None:
 
 
 def keep_raw(name: str, found: dict[str, float], *, commit: bool) -> None:
-    scores = {name.replace("_spearman", ""): round(x, 4) for name, x in found.items()}
-    result = {"stages": [name], "seed": 0, "validation": scores, **where_and_when()}
+    result = {"stages": [name], "seed": 0, "validation": rounded(found), **where_and_when()}
     keep(name, result, commit=commit)
 
 
@@ -284,7 +283,11 @@ def evaluate(folder: Path, options: str, data: Path) -> dict[str, Any]:
     output = folder / "scores.json"
     call(f"simcse-trainer evaluate {folder} {options} --output {output}", data, folder)
     (row,) = json.loads(output.read_text(encoding="utf-8"))["rows"]
-    return {name: round(x, 4) for name, x in (row["scores"] | row["space"]).items()}
+    return rounded(row["scores"] | row["space"])
+
+
+def rounded(found: dict[str, float]) -> dict[str, float]:
+    return {name.removesuffix("_spearman"): round(x, 4) for name, x in found.items()}
 
 
 def call(command: str, data: Path, folder: Path) -> None:
