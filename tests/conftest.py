@@ -72,7 +72,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for module in sorted(slow.values(), key=len):
         min(parts, key=len).extend(module)
     left = len(items)
-    rest = iter(quick)
+    # The longest of the quick ones are in modules that have slow ones.
+    rest = iter(sorted(quick, key=lambda item: item.path not in slow))
     for i, part in enumerate(parts):
         size = left // (processes - i)
         part.extend(itertools.islice(rest, max(0, size - len(part))))
