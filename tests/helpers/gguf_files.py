@@ -18,27 +18,36 @@ def write_gguf(
     architecture: str = "llama",
     seed: int = 0,
     tied: bool = False,
+    kind: str = "Q8_0",
+    parts: int = 1,
+    without: str = "",
     **metadata: str,
 ) -> Path:
-    """Write a decoder of two layers with Q8_0 weights.
+    """Write a decoder of two layers.
 
     Args:
         path: The file.
         architecture: The family; the tensors are llama's.
         seed: Of the weights.
         tied: Without an output layer of its own.
-        metadata: `license`, `base_model`.
+        kind: Of the weights, Q8_0 or F32.
+        parts: How many files it says to be one of.
+        without: A tensor that is left out.
+        metadata: `license`, `base_model` (its address).
     """
     import gguf
 
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    said = {"Q8_0": "MOSTLY_Q8_0", "F32": "ALL_F32"}[kind]
+    writer.add_file_type(gguf.LlamaFileType[said])
+    if parts > 1:
+        writer.add_uint16("split.count", parts)
     if "license" in metadata:
         writer.add_license(metadata["license"])
     if "base_model" in metadata:
         writer.add_base_model_count(1)
-        writer.add_base_model_repo_url(0, f"https://huggingface.co/{metadata['base_model']}")
+        writer.add_base_model_repo_url(0, metadata["base_model"])
     writer.add_context_length(64)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)
@@ -75,10 +84,12 @@ def write_gguf(
             f"{block}ffn_up": (FEED_FORWARD, HIDDEN),
             f"{block}ffn_down": (HIDDEN, FEED_FORWARD),
         }
-    kind = gguf.GGMLQuantizationType.Q8_0
+    stored = gguf.GGMLQuantizationType[kind]
     for name, shape in shapes.items():
         weights = random.normal(0, 0.2, shape).astype(np.float32)
-        writer.add_tensor(f"{name}.weight", gguf.quants.quantize(weights, kind), raw_dtype=kind)
+        if name != without:
+            values = gguf.quants.quantize(weights, stored)
+            writer.add_tensor(f"{name}.weight", values, raw_dtype=stored)
     norms = [f"blk.{layer}.{which}_norm" for layer in range(LAYERS) for which in ("attn", "ffn")]
     for name in (*norms, "output_norm"):
         writer.add_tensor(f"{name}.weight", np.ones(HIDDEN, np.float32))

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from datasets import Dataset
 from helpers.tiny import save_tiny, tiny_decoder_tokenizer
-from helpers.training import TRIPLETS, UNSUPERVISED, build_args
+from helpers.training import PAIRS, TRIPLETS, UNSUPERVISED, build_args
+from transformers import AutoModelForCausalLM
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer
 from simcse_trainer.model.lora import lora_config
@@ -19,6 +21,16 @@ def base(tmp_path):
     return save_tiny(tmp_path / "base", "qwen3", tokenizer, tie_word_embeddings=True)
 
 
+@pytest.fixture
+def untied(base):
+    """The base with an output layer of its own."""
+    model = AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.3)
+    model.save_pretrained(base)
+    return base
+
+
 def load(base, *, lora=True, **options):
     torch.manual_seed(0)
     options = {"bidirectional_attention": True, "pooling_mode": "mean"} | options
@@ -26,9 +38,10 @@ def load(base, *, lora=True, **options):
     return SimCSEModel.from_pretrained(base, mlm_head=True, max_seq_length=20, **adapter, **options)
 
 
-def train(base, folder, data=UNSUPERVISED, *, lora=True, resume=None, **options):
+def train(base, folder, data=UNSUPERVISED, *, lora=True, resume=None, evaluate=False, **options):
     args = build_args(folder, **({"max_steps": 4} | options))
-    trainer = SimCSETrainer(load(base, lora=lora), args, data)
+    pairs = {"stsb": Dataset.from_dict(PAIRS)} if evaluate else None
+    trainer = SimCSETrainer(load(base, lora=lora), args, data, pairs)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -44,6 +57,7 @@ def test_it_learns_to_predict_and_the_folder_embeds(lora, base, tmp_path):
     found = losses(trainer)
     assert sum(found[-10:]) < 0.95 * sum(found[:10])
     trainer.save_model()
+    assert trainer.run_info.objective == "masked tokens are predicted, and nothing is contrasted"
     again = SimCSEModel.from_pretrained(tmp_path / "out")
     assert again.mlm_head is None
     torch.testing.assert_close(
@@ -71,12 +85,29 @@ def test_a_resumed_run_ends_with_the_same_bits(options, base, tmp_path):
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("lora", [True, False])
+def test_an_output_layer_of_its_own_is_resumed_and_the_best_is_loaded(lora, untied, tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "stsb_spearman"}
+    options = {**ALONE, **saving, **best, "lora": lora, "evaluate": True}
+    whole = train(untied, tmp_path / "whole", **options)
+    assert not whole.model.mlm_head.is_tied
+    assert whole.state.best_model_checkpoint
+    last = str(tmp_path / "whole/checkpoint-2")
+    resumed = train(untied, tmp_path / "whole", **options, resume=last)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
 def test_a_decoder_that_looks_back_only_is_refused_and_the_advice_works(base, tmp_path):
     causal = load(base, bidirectional_attention=None, pooling_mode="lasttoken")
     args = build_args(tmp_path / "out", mlm_weight=0.1, max_steps=1)
     with pytest.raises(InputError, match=r"qwen3 attends to earlier.*--bidirectional_attention tr"):
         SimCSETrainer(causal, args, UNSUPERVISED)
     SimCSETrainer(load(base), args, UNSUPERVISED).train()
+    alone = build_args(tmp_path / "alone", **ALONE, max_steps=1)
+    with pytest.raises(InputError, match=r"--bidirectional_attention true\.$"):
+        SimCSETrainer(causal, alone, UNSUPERVISED)  # without it nothing would be trained
 
 
 def test_nothing_to_train_on_is_refused(tmp_path):

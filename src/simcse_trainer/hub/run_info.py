@@ -229,7 +229,9 @@ def take_examples(
 
 
 def describe_objective(views: int, args: Any) -> str:
-    """Return what tells a positive, in words."""
+    """Return what tells a positive, in words; or what is trained where nothing is contrasted."""
+    if not args.contrastive_weight:
+        return "masked tokens are predicted, and nothing is contrasted"
     if views == 1:
         return f"unsupervised: {_POSITIVES[args.augmentation].format(args.augmentation_rate)}"
     return {0: "", 2: "supervised, on pairs"}.get(views, "supervised, with hard negatives")

@@ -212,16 +212,19 @@ def check_model(model: SimCSEModel, args: SimCSETrainingArguments) -> None:
 def _check_prediction(model: Any, args: SimCSETrainingArguments) -> None:
     """Refuse what cannot predict masked tokens."""
     next_token = model.mlm_head is not None and model.mlm_head.predicts_next
+    # Alone it cannot be left out.
+    without = ", or --mlm_weight 0" if args.contrastive_weight else ""
+    advice = "Pass --mlm_weight 0." if without else "Use another backbone, or another tokenizer."
     if next_token and not is_bidirectional(model.config):
         raise InputError(
             f"mlm_weight is {args.mlm_weight}, but {model.config.model_type} attends to earlier "
             "tokens only, and what a masked token is its later ones tell as well. Pass "
-            "--bidirectional_attention true, or --mlm_weight 0."
+            f"--bidirectional_attention true{without}."
         )
     if model.tokenizer and find_mask_token(model.tokenizer, model.backbone) is None:
         raise InputError(
             f"mlm_weight is {args.mlm_weight}, but the tokenizer has no token to put in place of "
-            "a masked one. Pass --mlm_weight 0."
+            f"a masked one. {advice}"
         )
     if next_token and has_adapter(model.backbone):  # frozen as the backbone, whose layer it is
         model.mlm_head.requires_grad_(False)

