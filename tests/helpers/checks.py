@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import pytest
@@ -20,6 +21,18 @@ def fails(call, *words):
     for word in words:
         assert str(word) in message
     return error.value
+
+
+@contextlib.contextmanager
+def full_disk(size: int = 8192):
+    """No file can grow beyond so many bytes: the system refuses the write."""
+    resource = pytest.importorskip("resource", reason="no limit of file sizes on this system")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def mostly_slow(values, quick):

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, float32, tensor
 
 from simcse_trainer.errors import InputError
-from simcse_trainer.model.io.tensors import follow_umask, hash_file
+from simcse_trainer.model.io.tensors import follow_umask, hash_file, writing_tensors
 
 STORAGES = ("float32", "int8", "binary")
 
@@ -261,7 +261,8 @@ def write_index(folder: Path, index: SavedIndex, maker: Maker) -> None:
         staged = Path(aside) / "index"
         staged.mkdir()
         vectors = index.vectors
-        save_file({"codes": vectors.codes, "scales": vectors.scales}, staged / _VECTORS)
+        with writing_tensors(folder):
+            save_file({"codes": vectors.codes, "scales": vectors.scales}, staged / _VECTORS)
         with open(staged / _SENTENCES, "w", encoding="utf-8") as file:
             file.writelines(json.dumps(text, ensure_ascii=False) + "\n" for text in index.sentences)
         header = {

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from helpers.checks import fails
+from helpers.checks import fails, full_disk
 from helpers.tiny import WORDS, tiny_backbone, tiny_tokenizer
 from torch.nn.functional import normalize
 
@@ -309,6 +309,14 @@ def test_faiss_is_only_used_where_asked_for_and_there(tool, monkeypatch):
 
 
 @pytest.mark.field("1h")
+def test_a_full_disk_leaves_the_index_that_was_there(tool, tmp_path):
+    tool.save_index(tmp_path / "index")
+    with full_disk(100), pytest.raises(OSError, match="cannot be written"):
+        tool.save_index(tmp_path / "index")
+    tool.load_index(tmp_path / "index")
+    assert not list(tmp_path.glob(".*")), "nothing is left aside"
+
+
 def test_other_files_in_the_folder_of_an_index_stay(tool, tmp_path):
     tool.build_index(["a dog", "a cat"])
     for _ in range(2):

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from filelock import FileLock
 from huggingface_hub import constants
-from safetensors import SafetensorError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -32,7 +31,12 @@ from transformers import (
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.files import CONFIG, WEIGHTS
-from simcse_trainer.model.io.tensors import follow_umask, hash_file
+from simcse_trainer.model.io.tensors import (
+    check_downloaded,
+    follow_umask,
+    hash_file,
+    writing_tensors,
+)
 from simcse_trainer.model.io.terms import Terms, set_terms, write_terms
 
 logger = logging.getLogger(__name__)
@@ -311,16 +315,15 @@ def _write(file: Path, terms: Terms | None, folder: Path, name: str) -> None:
         # Copies by now, of which both would be written.
         state = {key: x for key, x in state.items() if key not in (model._tied_weights_keys or ())}
     set_terms(model.config, terms)
-    try:
+    with writing_tensors(folder):
         model.save_pretrained(folder, state_dict=state)
-    except SafetensorError as error:  # a full disk is no OSError to it
-        raise OSError(f"{folder} cannot be written: {error}") from error
     tokenizer.save_pretrained(folder)
     write_terms(terms, folder)
     follow_umask(folder)
 
 
 def _open_reader(reader: Any, file: Path, name: str) -> Any:
+    check_downloaded(file)
     try:
         opened = reader(file)
     except Exception as error:  # of a damaged file any: the reader trusts each number in it

@@ -49,7 +49,7 @@ from simcse_trainer.model.io.layout import (
     read_layout,
     write_layout,
 )
-from simcse_trainer.model.io.tensors import follow_umask
+from simcse_trainer.model.io.tensors import follow_umask, writing_tensors
 from simcse_trainer.model.io.terms import write_terms
 from simcse_trainer.model.lora import (
     MergeError,
@@ -114,6 +114,7 @@ def save_model(
     Raises:
         InputError: Merged weights of few bits; or, a `MergeError`, the adapter cannot be merged, or
             the merged model embeds texts otherwise.
+        OSError: It cannot be written, as on a full disk.
         RuntimeError: The state is that of a process which holds none of it.
     """
     if state_dict is not None and not state_dict:
@@ -125,9 +126,10 @@ def save_model(
         logger.warning("Weights that are spread over processes are not merged: see %s.", folder)
         form = "adapter"
     as_adapter = form == "adapter"
-    _write(model, folder, state, as_adapter=as_adapter, training_heads=training_heads)
-    if form == "both":
-        _write(model, folder / ADAPTER_BESIDE, state, as_adapter=True, training_heads=False)
+    with writing_tensors(folder):
+        _write(model, folder, state, as_adapter=as_adapter, training_heads=training_heads)
+        if form == "both":
+            _write(model, folder / ADAPTER_BESIDE, state, as_adapter=True, training_heads=False)
     follow_umask(folder)
     if has_adapter(model.backbone) and form != "adapter" and model.tokenizer is not None:
         _check_merged(model, folder)

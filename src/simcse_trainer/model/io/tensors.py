@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from simcse_trainer.errors import InputError
 
@@ -43,6 +45,15 @@ def check_downloaded(path: Path) -> None:
             f"{path} is a Git LFS pointer, not the file itself. Run `git lfs pull` in its folder, "
             "or download the model with `hf download`."
         )
+
+
+@contextmanager
+def writing_tensors(folder: Path) -> Iterator[None]:
+    """Raise `OSError` where safetensors cannot write: a full disk is an error of its own to it."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{folder} cannot be written: {error}") from error
 
 
 def explain_damage(path: Path, error: Exception) -> InputError:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.checks import full_disk
 from helpers.tiny import save_tiny
 from huggingface_hub import constants
 from safetensors.torch import load_file
@@ -110,16 +111,17 @@ def test_a_damaged_file_is_one_line(size, file):
         SimCSEModel.from_pretrained(file)
 
 
+def test_a_pointer_of_git_lfs_is_said_to_be_one(tmp_path):
+    file = tmp_path / "pointer.gguf"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "utf-8")
+    with pytest.raises(InputError, match="is a Git LFS pointer"):
+        SimCSEModel.from_pretrained(file)
+
+
 def test_a_full_disk_is_said_and_the_package_not_blamed(packaged, file, cache):
-    resource = pytest.importorskip("resource", reason="no limit of file sizes on this system")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for name in (packaged, str(file)):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-        try:
-            with pytest.raises(OSError, match="File too large"):
-                resolve.resolve_model(name)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        with full_disk(), pytest.raises(OSError, match="File too large"):
+            resolve.resolve_model(name)
     assert not [path for path in cache.iterdir() if path.is_dir()]
     assert SimCSEModel.from_pretrained(packaged).encode(TEXTS).shape == (3, 32)
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.tiny import tiny_backbone, tiny_tokenizer
+from helpers.checks import full_disk
+from helpers.tiny import save_tiny, tiny_backbone, tiny_tokenizer
 from transformers import AutoModel, AutoTokenizer
 
-from simcse_trainer import InputError, SimCSEModel
+from simcse_trainer import InputError, SimCSEModel, lora_config
 from simcse_trainer.files import TRAINING_HEADS
 from simcse_trainer.model.heads import MLMHead, ProjectionHead
 from simcse_trainer.model.pooling import LAYER_PAIRS, POOLING_MODES
@@ -186,6 +187,15 @@ def test_bad_options_say_what_is_expected(options, message, tmp_path):
     build().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=message):
         SimCSEModel.from_pretrained(tmp_path, **options)
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_full_disk_is_an_error_of_the_system(adapter, tmp_path):
+    base = save_tiny(tmp_path / "base")
+    lora = lora_config(r=8) if adapter else None
+    model = SimCSEModel.from_pretrained(base, lora=lora)
+    with full_disk(), pytest.raises(OSError, match=r"out.* cannot be written: .*File too large"):
+        model.save_pretrained(tmp_path / "out")
 
 
 def test_a_folder_that_is_none():
