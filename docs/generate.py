@@ -51,10 +51,11 @@ accelerate launch train_simcse.py configs/unsup_bert_base.yaml --seed 1 --output
 ```
 
 Hyper-parameters of the BERT and RoBERTa recipes are those of the paper (appendix A); those of the
-LoRA recipes are usual values that were not searched. The large runs were not repeated for this
-release: what was measured is in [measurements.md](measurements.md). The batch is that of the whole
-run: divide it by the number of devices. Memory is what `simcse-trainer plan` computes, with 1 GiB
-for what is no tensor. What else there is to know of a recipe stands at its top.
+LoRA recipes are usual values that were not searched, but for gemma-3-270m. The large runs were not
+repeated for this release: what was measured is in [measurements.md](measurements.md) and
+[embedding_space.md](embedding_space.md). The batch is that of the whole run: divide it by the
+number of devices. Memory is what `simcse-trainer plan` computes, with 1 GiB for what is no tensor.
+What else there is to know of a recipe stands at its top.
 """
 _LAUNCHERS_HEAD = """
 ## Configurations of accelerate
