@@ -23,7 +23,7 @@ from helpers.tiny import WORDS
 from helpers.training import BEST, PAIRS, TRIPLETS, build_args, build_model, start
 from transformers import TrainerCallback
 
-from simcse_trainer import InputError, SimCSEModel, SimCSETrainer
+from simcse_trainer import InputError, SimCSEModel, SimCSETrainer, lora_config
 
 TEXTS = [" ".join(WORDS[i : i + 4]) for i in range(5)]
 
@@ -255,6 +255,54 @@ def test_overwriting_moves_aside_what_no_run_has_written(run):
     assert train(options, "--overwrite_output_dir", "true") == 0
     kept = Path("out/checkpoint-2.before/optimizer.pt"), Path("out/config.json.before")
     assert [path.read_text(encoding="utf-8") for path in kept] == ["theirs", "theirs"]
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A model of one's own, the base of adapters."""
+    build_model().save_pretrained(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("lora_save", [None, "both"])
+def test_an_adapter_never_takes_the_place_of_its_base(lora_save, base, tmp_path):
+    before = contents(base)
+    model = SimCSEModel.from_pretrained(base, lora=lora_config(r=2))
+    (tmp_path / "link").symlink_to(base)
+    for folder in (base, f"{base}/../mine", tmp_path / "link"):
+        with pytest.raises(InputError, match="holds the base model of this adapter"):
+            model.save_pretrained(folder, lora_save=lora_save)
+    assert contents(base) == before
+    expected = model.encode(TEXTS)
+    model.save_pretrained(base, lora_save="merged")  # as the message says
+    torch.testing.assert_close(SimCSEModel.from_pretrained(base).encode(TEXTS), expected)
+
+
+@pytest.mark.parametrize("lora_save", ["adapter", "merged"])
+def test_a_run_leaves_the_base_of_its_adapter_alone(lora_save, base):
+    before = contents(base)
+    model = SimCSEModel.from_pretrained(base, lora=lora_config(r=2))
+    args = build_args(base, overwrite_output_dir=True, lora_save=lora_save)
+    with pytest.raises(InputError, match=r"holds the base model of the adapter.*--output_dir"):
+        SimCSETrainer(model, args, TRIPLETS).train()
+    assert contents(base) == before
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_checkpoint_that_a_run_begins_with_is_not_deleted(lora, tmp_path):
+    start(tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=1).train()
+    checkpoint = tmp_path / "run/checkpoint-1"
+    before = contents(tmp_path / "run")
+    adapter = {"lora": lora_config(r=2)} if lora else {}
+    model = SimCSEModel.from_pretrained(checkpoint, **adapter)
+    args = build_args(tmp_path / "run", overwrite_output_dir=True)
+    with pytest.raises(InputError, match=r"would delete .*checkpoint-1, which the run begins"):
+        SimCSETrainer(model, args, TRIPLETS).train()
+    assert contents(tmp_path / "run") == before
 
 
 def test_no_recipe_overwrites():

@@ -22,7 +22,7 @@ from simcse_trainer.model.encoding import encode
 from simcse_trainer.model.heads import MLMHead, ProjectionHead
 from simcse_trainer.model.io.adapter import BaseWeights
 from simcse_trainer.model.io.loading import load_components
-from simcse_trainer.model.io.saving import replaced_at_once, save_model
+from simcse_trainer.model.io.saving import check_base_stays, replaced_at_once, save_model
 from simcse_trainer.model.io.terms import Terms
 from simcse_trainer.model.lora import has_adapter
 from simcse_trainer.model.pooling import LAYER_PAIRS, POOLING_MODES, pool, select_layers
@@ -215,8 +215,9 @@ class SimCSEModel(nn.Module):
 
         Raises:
             InputError: The folder holds files of the same names, or that would be loaded with the
-                model, which no save has written; or as `save_model`.
+                model, which no save has written, or the base of the adapter; or as `save_model`.
         """
+        check_base_stays(self, Path(folder), lora_save)
         with replaced_at_once(Path(folder)) as tmp_dir:
             save_model(
                 self,

@@ -28,6 +28,7 @@ from simcse_trainer.model.io.checkpoints import (
     delete_old_checkpoints,
     finalize,
     find_checkpoint,
+    list_checkpoints,
     read_checkpoint,
 )
 from simcse_trainer.model.io.folder import (
@@ -41,7 +42,8 @@ from simcse_trainer.model.io.folder import (
     remove_tmp,
     replace_files,
 )
-from simcse_trainer.model.io.saving import choose_lora_save, list_model_files
+from simcse_trainer.model.io.saving import choose_lora_save, find_source, list_model_files
+from simcse_trainer.model.lora import has_adapter
 from simcse_trainer.training.output_dir import check_output_dir, hold_folder
 from simcse_trainer.training.processes import WRITING_ERRORS, Processes
 
@@ -93,14 +95,15 @@ class AtomicCheckpoints:
         form = choose_lora_save(model, self.args.lora_save)
         planned_files = [*list_model_files(model, form), TRAINING_ARGS]
         planned_files += [CARD, TRAINING_CURVE] if with_card else []
+        overwrite = bool(getattr(self.args, "overwrite_output_dir", False))
 
         def decide() -> tuple[str, bool]:
             remove_tmp(folder)
+            _check_source_stays(model, folder, overwrite=overwrite)
             found = read_checkpoint(checkpoint).run if checkpoint else ""
             run = found or self.run_id or _new_id()
             # A run that version 0.1.0 began left files that stand in no manifest.
             old = checkpoint is not None and not found and checkpoint.parent == folder
-            overwrite = bool(getattr(self.args, "overwrite_output_dir", False))
             check_output_dir(
                 folder,
                 planned_files,
@@ -256,6 +259,21 @@ class AtomicCheckpoints:
         finalize(staged, final, run=self.run_id, step=step, set_aside=self._set_aside)
         if limit and limit > 0:
             self.delete_all_but(final.parent, limit, state, step)
+
+
+def _check_source_stays(model: Any, folder: Path, *, overwrite: bool) -> None:
+    """Refuse to replace or delete the weights that a run begins with while they are needed."""
+    source = find_source(model)
+    if source == folder.resolve() and has_adapter(model.backbone):
+        raise InputError(
+            f"output_dir {folder} holds the base model of the adapter, and checkpoints of an "
+            "adapter are nothing without it. Pass another --output_dir."
+        )
+    if overwrite and source in [path.resolve() for path in list_checkpoints(folder)]:
+        raise InputError(
+            f"--overwrite_output_dir true would delete {source}, which the run begins with. Pass "
+            "another --output_dir."
+        )
 
 
 def _new_id() -> str:

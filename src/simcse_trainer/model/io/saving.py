@@ -236,6 +236,30 @@ def choose_lora_save(model: Any, asked: str | None) -> str | None:
     return "merged" if is_bidirectional(model.config) else "adapter"
 
 
+def find_source(model: Any) -> Path | None:
+    """Return the folder that a model was loaded from, of an adapted one its base; None elsewhere.
+
+    What is saved there, or deleted, is what an adapter cannot do without.
+    """
+    base = model.base_weights if has_adapter(model.backbone) else None
+    name = base.name if base is not None else get_base_model(model.backbone).config._name_or_path
+    return Path(name).resolve() if name and Path(name).is_dir() else None
+
+
+def check_base_stays(model: Any, folder: Path, lora_save: str | None) -> None:
+    """Refuse to put an adapter in the place of the weights that it is for.
+
+    Raises:
+        InputError: The folder holds the adapter's base.
+    """
+    form = choose_lora_save(model, lora_save)
+    if form in ("adapter", "both") and find_source(model) == folder.resolve():
+        raise InputError(
+            f"{folder} holds the base model of this adapter, which is nothing without it. Save in "
+            "another folder, or the merged model alone: lora_save='merged'."
+        )
+
+
 def _check_finite(model: Any, state: Mapping[str, Tensor]) -> None:
     for name, _ in model.named_parameters():
         tensor = state.get(name)
