@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
@@ -111,7 +112,10 @@ def load_backbone(
 
 
 # What transformers raises about a model, a package that is missing, or a file.
-_LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError, KeyError, UnpicklingError)
+_LOADING_ERRORS = (
+    *(OSError, ValueError, ImportError, RuntimeError, KeyError, UnpicklingError),
+    StrictDataclassError,
+)
 
 
 def _explain_loading(name: str, error: Exception) -> InputError:

@@ -245,6 +245,11 @@ def load_head(
     size = backbone.config.hidden_size
     sizes = head_sizes(layout, projection_head, pooling_mode, size)
     if sizes is not None and layout is not None and layout.dense is not None:
+        if sizes[0] != size:
+            raise InputError(
+                f"The Dense module takes {sizes[0]} features, and the backbone gives {size}. Use "
+                "another checkpoint."
+            )
         head = ProjectionHead(*sizes)
         head.dense.load_state_dict(
             {name.removeprefix("linear."): tensor for name, tensor in layout.dense.items()}
@@ -253,10 +258,13 @@ def load_head(
     weights = {name[5:]: tensor for name, tensor in saved.items() if name.startswith("head.")}
     if sizes is None and not weights:
         return None, None
-    head = ProjectionHead(size, std=getattr(backbone.config, "initializer_range", 0.02))
     if weights:
+        out_features, in_features = weights["dense.weight"].shape
+        head = ProjectionHead(in_features, out_features)
         head.load_state_dict(weights)
-    return head.to(_get_head_dtype(backbone)), True if weights else None
+        return head.to(_get_head_dtype(backbone)), True
+    head = ProjectionHead(size, std=getattr(backbone.config, "initializer_range", 0.02))
+    return head.to(_get_head_dtype(backbone)), None
 
 
 def _get_head_dtype(backbone: PreTrainedModel) -> torch.dtype:

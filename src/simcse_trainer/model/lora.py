@@ -43,6 +43,9 @@ UNILORA VBLORA VERA WAVEFT
 READ = frozenset(_READ.split())
 
 _ROOT = "base_model.model."
+# Attribute of an adapted backbone: the tensors that its adapter's file has beside the adapter, such
+# as resized word embeddings, and has to have again.
+_WHOLE = "simcse_whole_tensors"
 
 
 class MergeError(InputError):
@@ -195,13 +198,9 @@ def save_adapter(
         base: What readers are to load the backbone from.
         revision: Revision of the base on the Hub.
     """
-    from peft import get_peft_model_state_dict
-
     folder.mkdir(parents=True, exist_ok=True)
     name = active_adapter(backbone)
-    weights = get_peft_model_state_dict(
-        backbone, state_dict=dict(state), adapter_name=name, save_embedding_layers=False
-    )
+    weights = adapter_state(backbone, state)
     # Copies, for some kinds share tensors between layers.
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in weights.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
@@ -236,14 +235,15 @@ def _unsharded(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     return ((n, x) for n, x in tensors.items() if not hasattr(x, "device_mesh"))
 
 
-def adapter_state(backbone: Any) -> dict[str, Tensor]:
+def adapter_state(backbone: Any, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Return the tensors of the active adapter, by the names that its file gives them."""
     from peft import get_peft_model_state_dict
 
+    state = dict(backbone.state_dict() if state is None else state)
     found: dict[str, Tensor] = get_peft_model_state_dict(
-        backbone, adapter_name=active_adapter(backbone), save_embedding_layers=False
+        backbone, state, adapter_name=active_adapter(backbone), save_embedding_layers=False
     )
-    return found
+    return found | {name: state[name] for name in getattr(backbone, _WHOLE, ())}
 
 
 def fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
@@ -354,6 +354,7 @@ def load_adapter(
     name_or_path: str,
     *,
     is_trainable: bool,
+    without_pooler: bool = False,
     subfolder: str | None = None,
     **hub: Any,
 ) -> Any:
@@ -363,6 +364,8 @@ def load_adapter(
         backbone: With the weights it was trained on.
         name_or_path: A folder, or a name on the Hub.
         is_trainable: Go on training it.
+        without_pooler: The embedding is read without the backbone's pooling layer, which other
+            tools train along; what the file has for that is left.
         subfolder: Where in the folder it is.
         hub: What the Hub is asked with: `revision` and `token`.
 
@@ -407,9 +410,18 @@ def load_adapter(
     except (RuntimeError, ValueError, KeyError, TypeError, ImportError) as error:
         raise _misfit(name_or_path, backbone, _first(error)) from error
     renamed = {_ROOT + n.removeprefix(_ROOT + prefix) if prefix else n: x for n, x in saved.items()}
+    # Others train it along, where its layer is of those that are adapted.
+    pooler = {name for name in renamed if name.startswith(f"{_ROOT}pooler.")}
+    if pooler and not without_pooler:
+        raise InputError(
+            f"projection_head is 'pooler', but the adapter in '{name_or_path}' changes the pooling "
+            "layer, which is read from the base without it. Pass --projection_head none."
+        )
+    renamed = {name: x for name, x in renamed.items() if name not in pooler}
     problem = _compare(renamed, adapted)
     if problem:
         raise _misfit(name_or_path, backbone, problem)
+    setattr(adapted, _WHOLE, sorted(renamed.keys() - adapter_state(adapted).keys()))
     return adapted
 
 

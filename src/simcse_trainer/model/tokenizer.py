@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -133,7 +134,8 @@ def _no_embedding(tokenizer: Any, token: int, text: str, vocab_size: int) -> Inp
 TEXT = "{text}"
 # In tokenizer_config.json, where a later training run and the model card find it.
 PROMPT_KEY = "simcse_prompt"
-_WORD = "a"
+# A text that stands for any; the other is for tokenizers that drop it.
+_WORDS = ("a", "가")
 
 
 def get_prompt(tokenizer: Any) -> str | None:
@@ -144,7 +146,7 @@ def get_prompt(tokenizer: Any) -> str | None:
 
 def ends_by_itself(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Return whether a tokenizer ends texts with a special token, whichever it is."""
-    return bool(_special_ids(tokenizer)[1])
+    return bool(_special_ids(tokenizer, _find_word(tokenizer))[1])
 
 
 def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -183,15 +185,16 @@ def apply_prompt(
     if prompt is not None and prompt == get_prompt(tokenizer):
         prompt = None
     _check(tokenizer, prompt, append_eos)
-    before, after = _special_ids(tokenizer)
+    word = _find_word(tokenizer)
+    before, after = _special_ids(tokenizer, word)
     eos = [tokenizer.eos_token_id] if append_eos else []
     if after[-1:] == eos:
         eos = []
     if prompt is None and not eos and not _has_invented_ids(tokenizer):
         return tokenizer
     prefix, _, suffix = (prompt or TEXT).partition(TEXT)
-    prefix_ids, space = _prefix_ids(tokenizer, prefix)
-    before, after = before + prefix_ids, _suffix_ids(tokenizer, suffix) + after + eos
+    prefix_ids, space = _prefix_ids(tokenizer, prefix, word)
+    before, after = before + prefix_ids, _suffix_ids(tokenizer, suffix, word) + after + eos
     said = json.loads(tokenizer.backend_tokenizer.to_str())
     said["post_processor"] = _template(tokenizer, before, after)
     backend = Tokenizer.from_str(json.dumps(said))
@@ -230,31 +233,48 @@ def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return ids
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def _find_word(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a short text of which the tokenizer makes tokens.
+
+    Raises:
+        InputError: It makes none of any.
+    """
+    special = set(tokenizer.all_special_tokens)
+    tokens = (token for token in tokenizer.get_vocab() if token not in special)
+    texts = (tokenizer.convert_tokens_to_string([token]).strip() for token in tokens)
+    word = next((text for text in (*_WORDS, *islice(texts, 1000)) if _ids(tokenizer, text)), None)
+    if word is None:
+        raise InputError("The tokenizer makes no tokens of any text. Use another one.")
+    return word
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase, word: str) -> tuple[list[int], list[int]]:
     """Return the ids that the tokenizer puts before and behind a text so far."""
-    inside, complete = _ids(tokenizer, _WORD), tokenizer(_WORD)["input_ids"]
+    inside, complete = _ids(tokenizer, word), tokenizer(word)["input_ids"]
     starts = range(len(complete) - len(inside) + 1)
     start = next(i for i in starts if complete[i : i + len(inside)] == inside)
     return list(complete[:start]), list(complete[start + len(inside) :])
 
 
-def _prefix_ids(tokenizer: PreTrainedTokenizerBase, prefix: str) -> tuple[list[int], bool]:
+def _prefix_ids(
+    tokenizer: PreTrainedTokenizerBase, prefix: str, word: str
+) -> tuple[list[int], bool]:
     """Return tokens of the part before the text, and whether the text then begins with a space.
 
     As when both are tokenized together: "query: word" is "query", ":", " word" to most decoders.
     """
-    joint = _ids(tokenizer, prefix + _WORD)
+    joint = _ids(tokenizer, prefix + word)
     for space in ("", " "):
-        rest = _ids(tokenizer, space + _WORD)
+        rest = _ids(tokenizer, space + word)
         if joint[len(joint) - len(rest) :] == rest and prefix.endswith(space):
             return joint[: len(joint) - len(rest)], bool(space)
     return _ids(tokenizer, prefix), False
 
 
-def _suffix_ids(tokenizer: PreTrainedTokenizerBase, suffix: str) -> list[int]:
+def _suffix_ids(tokenizer: PreTrainedTokenizerBase, suffix: str, word: str) -> list[int]:
     """Return tokens of the part behind the text, as they are behind a word."""
-    joint, word = _ids(tokenizer, _WORD + suffix), _ids(tokenizer, _WORD)
-    return joint[len(word) :] if joint[: len(word)] == word else _ids(tokenizer, suffix)
+    joint, ids = _ids(tokenizer, word + suffix), _ids(tokenizer, word)
+    return joint[len(ids) :] if joint[: len(ids)] == ids else _ids(tokenizer, suffix)
 
 
 def _has_invented_ids(tokenizer: Any) -> bool:

@@ -1,13 +1,14 @@
 """LoRA adapters: saved small, merged or both, on the weights they were trained on."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from helpers.checks import fails, mostly_slow
-from helpers.tiny import DECODERS, save_tiny
+from helpers.tiny import DECODERS, save_tiny, tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -218,6 +219,70 @@ class TestBase:
         assert config["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
         found = SimCSEModel.from_pretrained(tmp_path)  # offline
         torch.testing.assert_close(found.encode("a man"), model.encode("a man"), **CLOSE)
+
+    @pytest.mark.parametrize("text", ["{", "[]", '{"name": null}', '{"name": "x", "later": 1}'])
+    def test_what_an_adapter_is_for_in_another_form(self, text, tmp_path):
+        adapted(save_tiny(tmp_path / "base")).save_pretrained(tmp_path / "adapter")
+        (tmp_path / "adapter/simcse_adapter.json").write_text(text, encoding="utf-8")
+        fails(lambda: SimCSEModel.from_pretrained(tmp_path / "adapter"), "simcse_adapter.json")
+
+    def test_a_configuration_of_peft_that_is_damaged(self, tmp_path):
+        adapted(save_tiny(tmp_path / "base")).save_pretrained(tmp_path / "adapter")
+        (tmp_path / "adapter/adapter_config.json").write_text("{", encoding="utf-8")
+        fails(lambda: SimCSEModel.from_pretrained(tmp_path / "adapter"), "adapter_config.json")
+
+    def test_a_model_and_an_adapter_in_one_folder(self, tmp_path, sentences):
+        base = save_tiny(tmp_path / "base")
+        model = adapted(base)
+        model.save_pretrained(tmp_path / "adapter")
+        config = (tmp_path / "base/config.json").read_text("utf-8")
+        (tmp_path / "adapter/config.json").write_text(config, encoding="utf-8")
+        found = SimCSEModel.from_pretrained(tmp_path / "adapter")
+        torch.testing.assert_close(found.encode(sentences), model.encode(sentences), **CLOSE)
+        shutil.copy(tmp_path / "base/model.safetensors", tmp_path / "adapter")
+        fails(
+            lambda: SimCSEModel.from_pretrained(tmp_path / "adapter"),
+            "a whole model (model.safetensors) and an adapter (adapter_config.json)",
+        )
+
+    def save_with_peft(self, tmp_path, **saving):
+        """An adapter on all linear layers, the pooling layer's too, and on new word embeddings."""
+        from peft import LoraConfig, get_peft_model
+
+        base = save_tiny(tmp_path / "base")
+        torch.manual_seed(1)
+        theirs = get_peft_model(
+            AutoModel.from_pretrained(base),
+            LoraConfig(r=2, target_modules=["query", "dense"], init_lora_weights=False),
+        )
+        if saving:
+            torch.nn.init.normal_(theirs.get_input_embeddings().weight, std=0.3)
+        theirs.save_pretrained(str(tmp_path / "theirs"), **saving)
+        return theirs.eval()
+
+    def embed(self, theirs, sentences):
+        batch = tiny_tokenizer()(sentences, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            return theirs(**batch).last_hidden_state[:, 0]
+
+    def test_the_pooling_layer_that_others_train_along(self, tmp_path, sentences):
+        expected = self.embed(self.save_with_peft(tmp_path), sentences)
+        folder = tmp_path / "theirs"
+        found = SimCSEModel.from_pretrained(folder, projection_head="none")
+        torch.testing.assert_close(found.encode(sentences), expected, **CLOSE)
+        message = fails(
+            lambda: SimCSEModel.from_pretrained(folder, projection_head="pooler"), "pooling layer"
+        )
+        assert str(message).endswith("Pass --projection_head none.")
+
+    def test_word_embeddings_in_an_adapters_file_are_saved_again(self, tmp_path, sentences):
+        expected = self.embed(self.save_with_peft(tmp_path, save_embedding_layers=True), sentences)
+        model = SimCSEModel.from_pretrained(tmp_path / "theirs", projection_head="none")
+        model.save_pretrained(tmp_path / "again")
+        model.save_pretrained(tmp_path / "merged", lora_save="merged")
+        for folder in ("theirs", "again", "merged"):
+            found = SimCSEModel.from_pretrained(tmp_path / folder, projection_head="none")
+            torch.testing.assert_close(found.encode(sentences), expected, **CLOSE)
 
 
 class TestMerge:

@@ -6,11 +6,17 @@ import pytest
 import torch
 from helpers.checks import fails
 from helpers.tiny import save_tiny, tiny_decoder_tokenizer, tiny_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GPT2Tokenizer, LlamaTokenizer, Qwen2Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoTokenizer,
+    GPT2Tokenizer,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
+)
 
 from simcse_trainer import SimCSEModel
-from simcse_trainer.model.tokenizer import apply_prompt, get_prompt
+from simcse_trainer.model.tokenizer import apply_prompt, ends_by_itself, get_prompt
 
 PROMPT = 'This sentence: "{text}" means in one word: "'
 TEXTS = ["a man is eating", "a", "", "big small " * 30]
@@ -74,6 +80,20 @@ def test_tokens_are_those_of_the_whole_text(kind, prompt):
     tokenizer = apply_prompt(plain, prompt, append_eos=False)
     text = "a man is eating"
     assert tokenizer(text)["input_ids"] == plain(prompt.replace("{text}", text))["input_ids"]
+
+
+@pytest.mark.parametrize("letters", ["가나다", "กขค"])
+def test_a_tokenizer_that_has_no_latin_letters(letters):
+    """Without an unknown token it drops them: no text of them stands for any."""
+    vocab = {token: i for i, token in enumerate(["[PAD]", "[CLS]", "[SEP]", *letters, ":"])}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    special = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    assert ends_by_itself(tokenizer)
+    prompted = apply_prompt(tokenizer, f"{letters[0]}:{{text}}", append_eos=False)
+    expected = ["[CLS]", letters[0], ":", letters[1], "[SEP]"]
+    assert prompted.convert_ids_to_tokens(prompted(letters[1])["input_ids"]) == expected
 
 
 def test_a_text_that_is_cut_keeps_the_end_of_the_prompt():

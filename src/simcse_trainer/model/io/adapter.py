@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,11 @@ from simcse_trainer.model.io.resolve import (
     find_packaged,
     resolve_model,
 )
+from simcse_trainer.model.io.tensors import read_json
 from simcse_trainer.model.lora import get_base_model, save_adapter
 from simcse_trainer.model.quantization import quantization_bits
+
+_OLDER_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -135,17 +138,19 @@ def read_adapter(name_or_path: str, hub: Mapping[str, Any]) -> AdapterFolder | N
     Raises:
         InputError: The adapter does not say which model it is for.
     """
-    if find_file(name_or_path, CONFIG, **hub) is not None:
+    if find_file(name_or_path, CONFIG, **hub) is not None and not _is_adapter_with_config(
+        name_or_path, hub
+    ):
         return None
     for subfolder in (None, HIDDEN_ADAPTER):
         prefix = f"{subfolder}/" if subfolder else ""
         config = find_file(name_or_path, prefix + ADAPTER_CONFIG, **hub)
         if config is None:
             continue
-        said = json.loads(config.read_text(encoding="utf-8"))
+        said = read_json(config)
         ours = find_file(name_or_path, ADAPTER_BASE, **hub)
         if ours is not None:
-            return AdapterFolder(BaseWeights(**json.loads(ours.read_text("utf-8"))), subfolder)
+            return AdapterFolder(_read_base(ours), subfolder)
         name = said.get("base_model_name_or_path")
         if not name:
             raise InputError(
@@ -154,6 +159,35 @@ def read_adapter(name_or_path: str, hub: Mapping[str, Any]) -> AdapterFolder | N
             )
         return AdapterFolder(BaseWeights(name, said.get("revision")), subfolder)
     return None
+
+
+def _is_adapter_with_config(name_or_path: str, hub: Mapping[str, Any]) -> bool:
+    """Return whether a folder with a `config.json` holds an adapter and no other weights."""
+
+    def has(filename: str) -> bool:
+        return find_file(name_or_path, filename, **{**hub, "assume_absent": True}) is not None
+
+    if not has(ADAPTER_CONFIG):
+        return False
+    whole = next(filter(has, (WEIGHTS, WEIGHTS_INDEX, *_OLDER_WEIGHTS)), None)
+    if whole is not None:
+        raise InputError(
+            f"'{name_or_path}' holds a whole model ({whole}) and an adapter ({ADAPTER_CONFIG}): "
+            "which of them it is, it does not say. Put the adapter into a folder of its own."
+        )
+    return True
+
+
+def _read_base(path: Path) -> BaseWeights:
+    said = read_json(path)
+    unknown = sorted(said.keys() - {field.name for field in fields(BaseWeights)})
+    if unknown or not isinstance(said.get("name"), str):
+        found = f"also {', '.join(unknown)}" if unknown else f"the name {said.get('name')!r}"
+        raise InputError(
+            f"{path}: expected what an adapter is for, as this version writes it; found {found}. "
+            "Use the version that wrote it, or save the adapter again."
+        )
+    return BaseWeights(**said)
 
 
 def write_adapter(

@@ -16,6 +16,7 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from transformers import PreTrainedConfig
 from simcse_trainer.errors import InputError
 from simcse_trainer.files import CONFIG, MODULES, SENTENCE_BERT, SENTENCE_TRANSFORMERS, WEIGHTS
 from simcse_trainer.model.io.lookup import find_file
-from simcse_trainer.model.io.tensors import check_downloaded, explain_damage
+from simcse_trainer.model.io.tensors import check_downloaded, explain_damage, read_json
 from simcse_trainer.model.pooling import LAYER_PAIRS
 
 TRANSFORMER = "sentence_transformers.models.Transformer"
@@ -169,18 +170,19 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
         UnsupportedModulesError: The folder has modules that SimCSE cannot represent.
     """
 
-    def read(filename: str, parse: Callable[[Path], Any] = _read_json) -> Any:
+    def read(filename: str, parse: Callable[[Path], Any] = read_json) -> Any:
         path = find_file(name_or_path, filename, **hub)
         return None if path is None else parse(path)
 
-    modules = read(MODULES)
+    modules = read(MODULES, partial(read_json, kind=list))
     if modules is None:
         return None
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    kinds = [_read_kind(module, name_or_path) for module in modules]
     # Only early versions wrote the backbone to a folder of its own.
     if not _MODULES.fullmatch("".join(f"{kind} " for kind in kinds)) or modules[0]["path"]:
         found = ", ".join(
-            module["path"] or kind for kind, module in zip(kinds, modules, strict=True)
+            f"{module['path']} ({kind})" if "." in kind else module["path"] or kind
+            for kind, module in zip(kinds, modules, strict=True)
         )
         raise UnsupportedModulesError(
             f"'{name_or_path}' has the modules {found}; SimCSE models consist of Transformer, "
@@ -198,9 +200,15 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
         layout = replace(layout, **_READ_MODULE[kind](config, weights, layout, name_or_path))
     reading: dict[str, Any] = next(filter(None, map(read, _TRANSFORMER_CONFIGS)), {})
     _check_settings(reading, "Transformer", name_or_path)
+    length = reading.get("max_seq_length")
+    if length is not None and not (isinstance(length, int) and length > 0):
+        raise _malformed(f"max_seq_length {length!r}", "a number of tokens", name_or_path)
     said = read(SENTENCE_TRANSFORMERS) or {}
     _check_settings(said, "SentenceTransformer", name_or_path)
-    prompts = {name: text for name, text in (said.get("prompts") or {}).items() if text}
+    texts = said.get("prompts") or {}
+    if not isinstance(texts, dict) or not all(isinstance(x, str | None) for x in texts.values()):
+        raise _malformed(f"prompts {texts!r}", "texts by their names", name_or_path)
+    prompts = {name: text for name, text in texts.items() if text}
     default = prompts.pop(said.get("default_prompt_name") or "", None)
     if default and not layout.include_prompt:
         raise UnsupportedModulesError(
@@ -209,10 +217,26 @@ def read_layout(name_or_path: str, **hub: Any) -> Layout | None:
         )
     return replace(
         layout,
-        max_seq_length=reading.get("max_seq_length"),
+        max_seq_length=length,
         do_lower_case=reading.get("do_lower_case") is True,
         prompts=prompts,
         default_prompt=default,
+    )
+
+
+def _read_kind(module: Any, source: str) -> str:
+    """Return what a module is: the name of its class, if it is sentence-transformers' own."""
+    said = module if isinstance(module, dict) else {}
+    kind, path = said.get("type"), said.get("path")
+    if not isinstance(kind, str) or not isinstance(path, str):
+        raise _malformed(f"the module {module!r} in {MODULES}", "a type and a path", source)
+    own = kind.startswith("sentence_transformers.") or kind == REFUSED
+    return kind.rsplit(".", 1)[-1] if own else kind
+
+
+def _malformed(found: str, expected: str, source: str) -> InputError:
+    return InputError(
+        f"'{source}' has {found}; expected {expected}. Correct it, or download the model again."
     )
 
 
@@ -249,7 +273,11 @@ def _read_pooling(config: dict[str, Any], _: Any, layout: Layout, source: str) -
         modes = [
             flags.get(key, key) for key, on in config.items() if "_mode_" in key and on is True
         ]
-    modes = [modes] if isinstance(modes, str) else list(modes)
+    modes = [modes] if isinstance(modes, str) else modes
+    if not isinstance(modes, list) or not all(isinstance(mode, str) for mode in modes):
+        raise _malformed(
+            f"the pooling_mode {modes!r}", f"one of {', '.join(_POOLING_FLAGS)}", source
+        )
     if len(modes) != 1 or modes[0] not in _POOLING_FLAGS:
         raise UnsupportedModulesError(
             f"'{source}' pools by {' + '.join(modes) or 'nothing'}; expected one of "
@@ -266,9 +294,14 @@ def _read_pooling(config: dict[str, Any], _: Any, layout: Layout, source: str) -
 
 
 def _read_layer_pair(
-    config: dict[str, Any], weights: dict[str, Tensor], _: Layout, source: str
+    config: dict[str, Any], weights: dict[str, Tensor] | None, _: Layout, source: str
 ) -> dict[str, Any]:
     _check_settings(config, "WeightedLayerPooling", source)
+    if weights is None or "layer_weights" not in weights:
+        raise UnsupportedModulesError(
+            f"'{source}' averages layers, and their weights are not there as {WEIGHTS}. Use "
+            "another checkpoint."
+        )
     found = weights["layer_weights"]
     used = found.nonzero()[:, 0].tolist()
     if not config.get("layer_start") and len(set(found[used].tolist())) == 1:
@@ -285,8 +318,8 @@ def _read_dense(
     config: dict[str, Any], weights: dict[str, Tensor] | None, _: Layout, source: str
 ) -> dict[str, Any]:
     _check_settings(config, "Dense", source)
-    activation = config.get("activation_function", "").rsplit(".", 1)[-1]
-    if activation != "Tanh" or weights is None or "linear.bias" not in weights:
+    activation = str(config.get("activation_function") or "").rsplit(".", 1)[-1]
+    if activation != "Tanh" or {*(weights or ())} != {"linear.bias", "linear.weight"}:
         raise UnsupportedModulesError(
             f"'{source}' has a Dense module with activation {activation or 'none'}; SimCSE's "
             "projection head is a linear layer with bias and Tanh, as safetensors. "
@@ -344,14 +377,6 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "use_residual": (False,),
     },
 }
-
-
-def _read_json(path: Path) -> Any:
-    check_downloaded(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise explain_damage(path, error) from None
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -115,7 +115,7 @@ def load_components(
     head, decided = load_head(backbone, source.layout, saved, projection_head, pooling_mode)
     layout = source.layout
     components = ModelComponents(
-        backbone=_adapt(backbone, source, lora),
+        backbone=_adapt(backbone, source, lora, without_pooler=projection_head != "pooler"),
         tokenizer=tokenizer,
         pooling_mode=pooling_mode,
         head=head,
@@ -218,7 +218,7 @@ def _load_backbone(source: _Source, **options: Any) -> Any:
     return backbone
 
 
-def _adapt(backbone: Any, source: _Source, lora: LoraConfig | None) -> Any:
+def _adapt(backbone: Any, source: _Source, lora: LoraConfig | None, *, without_pooler: bool) -> Any:
     if source.adapter is None:
         return backbone if lora is None else add_adapter(backbone, lora)
     if lora is not None:
@@ -227,6 +227,7 @@ def _adapt(backbone: Any, source: _Source, lora: LoraConfig | None) -> Any:
         backbone,
         source.path,
         is_trainable=lora is not None,
+        without_pooler=without_pooler,
         subfolder=source.adapter.subfolder,
         **source.hub,
     )
@@ -247,7 +248,10 @@ def _load_tokenizer(
     path, hub = (source.path, source.hub) if own else (source.base_path, source.base_hub)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, **hub, **trust)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except (
+        *(OSError, ValueError, ImportError, RuntimeError, KeyError),
+        *(TypeError, AttributeError),  # of malformed files
+    ) as error:
         raise InputError(
             explain_code(path, error)
             or f"No tokenizer could be loaded from '{path}': {str(error).strip().splitlines()[0]} "
@@ -278,7 +282,8 @@ def choose_max_length(
         InputError: More is asked for than the backbone can take, or too little.
     """
     positions = getattr(backbone.config, "max_position_embeddings", None) or _UNLIMITED
-    available = positions - first_position(backbone)
+    # Of XLNet it is -1.
+    available = positions - first_position(backbone) if positions > 0 else _UNLIMITED
     around = len(tokenizer("")["input_ids"])
     if asked is not None and not max(2, around + 1) <= asked <= available:
         raise InputError(

@@ -360,7 +360,15 @@ def _write(
     else:
         if has_adapter(model.backbone):
             backbone = dict(merged_state(model.backbone))
-        if model.pooling_mode == "cls" and has_tanh_pooler(get_base_model(model.backbone)):
+        size = model.config.hidden_size
+        square = [tuple(x.shape) for n, x in exported.items() if n == "dense.weight"] == [
+            (size, size)
+        ]
+        if (
+            square
+            and model.pooling_mode == "cls"
+            and has_tanh_pooler(get_base_model(model.backbone))
+        ):
             # As the released checkpoints do: AutoModel's pooler_output is the sentence embedding.
             backbone |= {f"pooler.{name}": tensor for name, tensor in exported.items()}
         _save_backbone(model, folder, backbone)

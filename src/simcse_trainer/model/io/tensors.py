@@ -1,4 +1,4 @@
-"""Files of tensors, as they are on disk: downloaded, readable, finite. Needs no torch."""
+"""A model's files, as they are on disk: downloaded, readable, finite. Needs no torch."""
 
 from __future__ import annotations
 
@@ -56,8 +56,25 @@ def writing_tensors(folder: Path) -> Iterator[None]:
         raise OSError(f"{folder} cannot be written: {error}") from error
 
 
+def read_json(path: Path, kind: type[Any] = dict) -> Any:
+    """Return what a file of JSON holds: an object, or a list where `kind` is one.
+
+    Raises:
+        InputError: A Git LFS pointer, a damaged file, or one that holds something else.
+    """
+    check_downloaded(path)
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise explain_damage(path, error) from None
+    if not isinstance(said, kind):
+        expected = "a list" if kind is list else "an object"
+        raise explain_damage(path, TypeError(f"expected {expected}, found {str(said)[:40]}"))
+    return said
+
+
 def explain_damage(path: Path, error: Exception) -> InputError:
-    """Return what to say of a file of tensors that cannot be read."""
+    """Return what to say of a file that cannot be read."""
     reason = " ".join(str(error).split())
     return InputError(
         f"{path} is incomplete or damaged ({path.stat().st_size:,} bytes: {reason}). Download or "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.checks import full_disk
+from helpers.checks import fails, full_disk
 from helpers.tiny import save_tiny, tiny_backbone, tiny_tokenizer
 from transformers import AutoModel, AutoTokenizer
 
@@ -196,6 +196,56 @@ def test_a_full_disk_is_an_error_of_the_system(adapter, tmp_path):
     model = SimCSEModel.from_pretrained(base, lora=lora)
     with full_disk(), pytest.raises(OSError, match=r"out.* cannot be written: .*File too large"):
         model.save_pretrained(tmp_path / "out")
+
+
+MALFORMED = {
+    "modules.json": ['{"a": 1}', '["x"]', '[{"type": "sentence_transformers.models.Pooling"}]'],
+    "1_Pooling/config.json": ["[1]", '{"pooling_mode": 3}', '{"pooling_mode": [[]]}'],
+    "sentence_bert_config.json": ["[1]", '{"max_seq_length": "32"}', '{"max_seq_length": -1}'],
+    "config_sentence_transformers.json": ['{"prompts": ["a"]}', '{"prompts": {"query": 3}}'],
+    "2_Dense/config.json": ['{"activation_function": null}', "3"],
+    "config.json": ['{"model_type": "bert", "hidden_size": "32"}', "[]"],
+    "tokenizer_config.json": ["[]"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(n, t) for n, ts in MALFORMED.items() for t in ts])
+def test_a_malformed_file_is_one_line(name, text, tmp_path):
+    build(head=True, mlp_only_train=False).save_pretrained(tmp_path)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    fails(lambda: SimCSEModel.from_pretrained(tmp_path), tmp_path)
+
+
+def test_modules_of_others_are_not_taken_for_those_of_sentence_transformers(tmp_path):
+    build(pooling_mode="mean").save_pretrained(tmp_path)
+    path = tmp_path / "modules.json"
+    path.write_text(
+        path.read_text("utf-8").replace("sentence_transformers.models.P", "my.P"), "utf-8"
+    )
+    fails(
+        lambda: SimCSEModel.from_pretrained(tmp_path), "modules", "my.Pooling", "another checkpoint"
+    )
+
+
+def test_a_head_of_another_size_is_read_by_everyone(tmp_path, sentences):
+    st = pytest.importorskip("sentence_transformers")
+    model = build()
+    model.head, model.mlp_only_train = ProjectionHead(32, 16), False
+    expected = model.eval().encode(sentences)
+    assert expected.shape == (4, 16)
+    model.save_pretrained(tmp_path / "model")
+    for embed in (
+        SimCSEModel.from_pretrained(tmp_path / "model").encode(sentences),
+        torch.from_numpy(
+            st.SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(sentences)
+        ),
+    ):
+        torch.testing.assert_close(embed, expected, rtol=1e-5, atol=1e-5)
+    AutoModel.from_pretrained(tmp_path / "model")
+    model.mlp_only_train = True
+    model.save_pretrained(tmp_path / "training", training_heads=True)
+    head = SimCSEModel.from_pretrained(tmp_path / "training").head
+    assert torch.equal(head.dense.weight, model.head.dense.weight)
 
 
 def test_a_folder_that_is_none():
