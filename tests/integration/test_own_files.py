@@ -299,10 +299,14 @@ def test_the_checkpoint_that_a_run_begins_with_is_not_deleted(lora, tmp_path):
     before = contents(tmp_path / "run")
     adapter = {"lora": lora_config(r=2)} if lora else {}
     model = SimCSEModel.from_pretrained(checkpoint, **adapter)
-    args = build_args(tmp_path / "run", overwrite_output_dir=True)
+    options = {"overwrite_output_dir": True, "allow_resume_mismatch": True}  # other data
+    args = build_args(tmp_path / "run", **options)
     with pytest.raises(InputError, match=r"would delete .*checkpoint-1, which the run begins"):
         SimCSETrainer(model, args, TRIPLETS).train()
     assert contents(tmp_path / "run") == before
+    if not lora:  # a run that is resumed deletes none of its own
+        SimCSETrainer(model, args, TRIPLETS).train(resume_from_checkpoint=str(checkpoint))
+        assert checkpoint.is_dir()
 
 
 def test_no_recipe_overwrites():

@@ -99,7 +99,8 @@ class AtomicCheckpoints:
 
         def decide() -> tuple[str, bool]:
             remove_tmp(folder)
-            _check_source_stays(model, folder, overwrite=overwrite)
+            # A resumed run keeps its checkpoints.
+            _check_source_stays(model, folder, overwrite=overwrite and checkpoint is None)
             found = read_checkpoint(checkpoint).run if checkpoint else ""
             run = found or self.run_id or _new_id()
             # A run that version 0.1.0 began left files that stand in no manifest.

@@ -360,15 +360,9 @@ def _write(
     else:
         if has_adapter(model.backbone):
             backbone = dict(merged_state(model.backbone))
-        size = model.config.hidden_size
-        square = [tuple(x.shape) for n, x in exported.items() if n == "dense.weight"] == [
-            (size, size)
-        ]
-        if (
-            square
-            and model.pooling_mode == "cls"
-            and has_tanh_pooler(get_base_model(model.backbone))
-        ):
+        sizes = {*exported["dense.weight"].shape} if exported else ()
+        fits = len(sizes) == 1 and has_tanh_pooler(get_base_model(model.backbone))
+        if fits and model.pooling_mode == "cls":
             # As the released checkpoints do: AutoModel's pooler_output is the sentence embedding.
             backbone |= {f"pooler.{name}": tensor for name, tensor in exported.items()}
         _save_backbone(model, folder, backbone)

@@ -94,10 +94,9 @@ def write_terms(terms: Terms, folder: Path) -> None:
             (folder / name).write_bytes(content)
         else:
             logger.warning(
-                "%s belongs into %s, and the model that this one is made from came without it. "
-                "Put it there before you pass the model on.",
+                "%s belongs to this model, and what it is made from came without it. Put it into "
+                "the saved folder before you pass that on.",
                 name,
-                folder,
             )
     if terms.notice_text:
         (folder / NOTICE).write_text(terms.notice_text + "\n", encoding="utf-8")

@@ -312,7 +312,7 @@ def test_a_model_is_used_without_its_documents_and_what_is_made_of_it_says_so(
     model = SimCSEModel.from_pretrained(tmp_path / "one")
     caplog.clear()
     model.save_pretrained(tmp_path / "two")
-    assert "GEMMA_TERMS.html belongs into" in caplog.text
+    assert "GEMMA_TERMS.html belongs to this model" in caplog.text
     config = json.loads((tmp_path / "two" / "config.json").read_text("utf-8"))
     assert config["simcse_terms"]["documents"] == ["GEMMA_TERMS.html"]
 
