@@ -7,12 +7,13 @@ Dropout is off where it cannot be the same (a chunk, or a process, draws masks o
 
 from __future__ import annotations
 
+import copy
+import functools
 import gc
 import json
 import os
 import tempfile
 import traceback
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -279,13 +280,7 @@ def build(
     kind: str, padding_free: bool, chunk: str | None, *, gather: bool = True, dropout: float = 0.0
 ) -> SimCSETrainer:
     options = {name: value for name, value in KINDS.get(kind, {}).items() if name != "views"}
-    torch.manual_seed(0)
-    make = build_encoder
-    if kind in DECODERS:
-        make = partial(build_decoder, family=kind)
-    elif kind.startswith(("adapted", "mntp")):
-        make = build_decoder
-    model = make(dropout, padding_free, mlm=kind.startswith("m"))
+    model = copy.deepcopy(build_model(kind, padding_free, dropout))
     args = SimCSETrainingArguments(
         output_dir=tempfile.gettempdir(),
         use_cpu=True,
@@ -299,6 +294,19 @@ def build(
     trainer.current_gradient_accumulation_steps = 1
     trainer.mlm._mask = mask_by_value
     return trainer
+
+
+@functools.cache
+def build_model(kind: str, padding_free: bool, dropout: float) -> SimCSEModel:
+    """The model before its first step: copied, because wrapping one in LoRA takes longer than a
+    step."""
+    torch.manual_seed(0)
+    make = build_encoder
+    if kind in DECODERS:
+        make = functools.partial(build_decoder, family=kind)
+    elif kind.startswith(("adapted", "mntp")):
+        make = build_decoder
+    return make(dropout, padding_free, mlm=kind.startswith("m"))
 
 
 def build_encoder(dropout: float, padding_free: bool, *, mlm: bool) -> SimCSEModel:

@@ -34,6 +34,10 @@ if ENGINE == "zero2":
     os.environ.update(
         DS_ACCELERATOR="cpu", ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE="2"
     )
+    from deepspeed import ops
+
+    # Exchange through shared memory would be compiled first, which takes a minute.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 import torch  # noqa: E402
 from accelerate import state as accelerate_state  # noqa: E402

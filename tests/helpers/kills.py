@@ -26,7 +26,7 @@ from simcse_trainer import SimCSETrainer
 from simcse_trainer.files import TMP_PREFIX
 from simcse_trainer.model.io.checkpoints import find_checkpoint
 
-STEPS = 60
+STEPS = 30
 
 
 def train(folder: Path) -> int:
