@@ -7,6 +7,7 @@ __getattr__, __dir__ = attach_lazily(
     {
         "alignment": "space",
         "anisotropy": "space",
+        "evaluate_retrieval": "retrieval",
         "evaluate_sts": "sts",
         "load_sts_tasks": "sts",
         "uniformity": "space",

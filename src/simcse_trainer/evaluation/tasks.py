@@ -9,6 +9,15 @@ from typing import Any
 
 from simcse_trainer.errors import InputError
 
+# What `evaluate_retrieval` gives for each task -> how it is printed.
+RETRIEVAL_METRICS = {
+    "recall_at_1": "recall@1",
+    "recall_at_5": "recall@5",
+    "recall_at_10": "recall@10",
+    "mrr_at_10": "MRR@10",
+    "ndcg_at_10": "nDCG@10",
+}
+
 
 @dataclass(frozen=True)
 class HubTask:
