@@ -12,7 +12,18 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from simcse_trainer.cli import demo, encode, evaluate, merge, plan, push, report, search, train
+from simcse_trainer.cli import (
+    check,
+    demo,
+    encode,
+    evaluate,
+    merge,
+    plan,
+    push,
+    report,
+    search,
+    train,
+)
 from simcse_trainer.cli.train import quiet_imports, write_to_any_console
 from simcse_trainer.errors import InputError
 
@@ -56,6 +67,7 @@ def _callback() -> None:
 
 
 _commands: tuple[Any, ...] = (
+    check,
     train,
     evaluate,
     encode,

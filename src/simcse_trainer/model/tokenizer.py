@@ -21,14 +21,18 @@ from simcse_trainer.model.decoders import is_decoder
 
 
 def tokenize(
-    tokenizer: Any, texts: Sequence[str], max_seq_length: int, *, vocab_size: int | None = None
+    tokenizer: Any,
+    texts: Sequence[str],
+    max_seq_length: int | None,
+    *,
+    vocab_size: int | None = None,
 ) -> list[list[int]]:
     """Turn each text into token ids, special ones included.
 
     Args:
         tokenizer: A tokenizer of transformers, fast or slow.
         texts: Any number of texts, an empty one among them.
-        max_seq_length: Longer texts are cut, in tokens, special ones included.
+        max_seq_length: Longer texts are cut, in tokens, special ones included; None: none is.
         vocab_size: From `count_word_embeddings`; None: not checked.
 
     Returns:
@@ -39,9 +43,10 @@ def tokenize(
     """
     if not texts:
         return []
-    ids: list[list[int]] = tokenizer(list(texts), truncation=True, max_length=max_seq_length)[
-        "input_ids"
-    ]
+    options: dict[str, Any] = {"truncation": True, "max_length": max_seq_length}
+    if max_seq_length is None:  # without a warning of texts that no model reads
+        options = {"truncation": False, "verbose": False}
+    ids: list[list[int]] = tokenizer(list(texts), **options)["input_ids"]
     if vocab_size is not None:
         for text, row in zip(texts, ids, strict=True):
             if row and max(row) >= vocab_size:
@@ -82,6 +87,20 @@ def count_word_embeddings(backbone: Any) -> int | None:
     layers = [m for m in layer.modules() if isinstance(m, nn.Embedding)] if layer else []
     # An adapter wraps the table; its number stays where an engine takes the weights apart.
     return layers[0].num_embeddings if layers else None
+
+
+def find_unknown_token(tokenizer: Any) -> int | None:
+    """Return the token of what is not in the vocabulary, if it stands for nothing else."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
+    unknown: int | None = tokenizer.unk_token_id
+    return None if unknown in [getattr(tokenizer, name) for name in names] else unknown
+
+
+def count_pieces(tokenizer: Any, words: Sequence[str]) -> int:
+    """Count the tokens that words are split into, each by itself and without special tokens."""
+    if not words:
+        return 0
+    return sum(map(len, tokenizer(list(words), add_special_tokens=False)["input_ids"]))
 
 
 def find_mask_token(tokenizer: Any, backbone: Any) -> int | None:

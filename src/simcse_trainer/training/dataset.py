@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.data.augmentation import DISCRETE, DiscreteAugmentation
 from simcse_trainer.data.loading import check_format, prepare_dataset
+from simcse_trainer.data.profile import find_problems, profile_data, summarize, take_columns
 from simcse_trainer.data.schema import ANCHOR
 from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
 from simcse_trainer.errors import InputError
@@ -37,6 +38,7 @@ from simcse_trainer.training.validation import (
     check_tokenized,
     choose_head,
     count_views,
+    tasks_by_name,
     warn_about_settings,
 )
 
@@ -59,7 +61,11 @@ class TrainingData:
 
 
 def prepare_training_data(
-    dataset: Any, model: SimCSEModel, args: SimCSETrainingArguments, num_proc: int | None
+    dataset: Any,
+    model: SimCSEModel,
+    args: SimCSETrainingArguments,
+    num_proc: int | None,
+    evaluation: Any = None,
 ) -> TrainingData:
     """Check and tokenize data, and fit the model to what kind of data it is.
 
@@ -68,6 +74,7 @@ def prepare_training_data(
         model: Its use of the head and its dropout are decided here.
         args: The training options, `SimCSETrainingArguments`.
         num_proc: Number of processes that tokenize.
+        evaluation: Scored pairs, by task or of one, that are looked for in the data.
 
     Raises:
         InputError: It cannot be trained on.
@@ -83,9 +90,43 @@ def prepare_training_data(
         check_dropout(model)
     choose_head(model, views)
     warn_about_settings(args, views)
+    if args.process_index == 0 and args.contrastive_weight:
+        report_data(texts, model, evaluation)
     if not isinstance(dataset, Dataset):
         dataset = prepare_stream(dataset, args)
     return TrainingData(dataset, views, examples)
+
+
+# Of more rows these are looked at, in a second or two.
+_PROFILED_ROWS, _PROFILED_TEXTS = 20_000, 1_000
+
+
+def report_data(dataset: Any, model: SimCSEModel, evaluation: Any = None) -> None:
+    """Log the facts of text columns, and warn of what a run would suffer from; no stream is read.
+
+    Args:
+        dataset: Of text columns; one of `input_ids` is left as it is.
+        model: Its tokenizer and length are those that the texts are looked at with.
+        evaluation: Scored pairs, by task or of one.
+    """
+    if not isinstance(dataset, Dataset) or INPUT_IDS in dataset.column_names:
+        return
+    tasks = tasks_by_name(evaluation).values() if evaluation is not None else ()
+    pairs = [pair for d in tasks for pair in zip(d["sentence1"], d["sentence2"], strict=True)]
+    first = dataset.select(range(min(len(dataset), _PROFILED_ROWS + 1)))
+    columns, complete = take_columns(prepare_dataset(first), _PROFILED_ROWS)
+    profile = profile_data(
+        columns,
+        tokenizer=model.tokenizer,
+        max_seq_length=model.max_seq_length,
+        evaluation=pairs,
+        complete=complete,
+        tokenized=_PROFILED_TEXTS,
+    )
+    for line in summarize(profile):
+        logger.info(line)
+    for problem in find_problems(profile):
+        logger.warning(problem.text)
 
 
 def tokenize_if_text(

@@ -106,14 +106,15 @@ class SimCSETrainer(Trainer):
                 model, mlm_head=args.mlm_weight > 0, dtype=torch.float32
             )
         validation.check_model(model, args)
+        validation.check_evaluation(args, eval_dataset)
         # What compiles a model cannot see into them.
         model.use_cpu_kernels &= args.use_cpu_kernels and not args.torch_compile
         self.run_info = RunInfo()
         if train_dataset is not None:
-            prepared = prepare_training_data(train_dataset, model, args, preprocessing_num_workers)
+            options = (args, preprocessing_num_workers, eval_dataset)
+            prepared = prepare_training_data(train_dataset, model, *options)
             train_dataset, self.views = prepared.dataset, prepared.views
             self.run_info.examples = prepared.examples
-        validation.check_evaluation(args, eval_dataset)
         kwargs.setdefault("processing_class", model.tokenizer)
         kwargs.setdefault("data_collator", build_collator(model, args))
         super().__init__(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.files import TOKENIZER_CONFIG
@@ -140,6 +141,48 @@ def load_components(
     if check_complete(Path(name_or_path)) != manifest:
         raise InputError(f"'{name_or_path}' was replaced while it was read. Load it again.")
     return components
+
+
+def load_tokenizer(
+    name_or_path: str,
+    *,
+    max_seq_length: int | None = None,
+    prompt: str | None = None,
+    append_eos_token: bool | None = None,
+    base_model: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedTokenizerBase, int]:
+    """Load a model's tokenizer as `load_components` does, without the model's weights.
+
+    Args:
+        name_or_path: A folder, a name on the Hub, or an installed model package.
+        max_seq_length: As asked for, in tokens.
+        prompt: The template around every text.
+        append_eos_token: End every text with the end-of-text token.
+        base_model: The base model of an adapter.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Run model code that comes with the model.
+
+    Returns:
+        The tokenizer, and the length at which it cuts, in tokens.
+
+    Raises:
+        InputError: Nothing there, or something that SimCSE cannot represent.
+    """
+    hub, trust = {"revision": revision}, {"trust_remote_code": trust_remote_code}
+    source = _find_source(resolve_model(name_or_path), base_model, hub, False)
+    try:
+        config = AutoConfig.from_pretrained(source.base_path, **source.base_hub, **trust)
+        with torch.device("meta"):
+            backbone = AutoModel.from_config(config, **trust)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(
+            explain_code(source.base_path, error)
+            or f"No model could be read from '{name_or_path}': {str(error).strip().splitlines()[0]}"
+        ) from error
+    tokenizer = _load_tokenizer(source, trust, prompt, append_eos_token, backbone)
+    return tokenizer, choose_max_length(max_seq_length, source.layout, backbone, tokenizer)
 
 
 def _pop_trust(options: dict[str, Any]) -> dict[str, bool]:
