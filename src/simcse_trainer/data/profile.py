@@ -368,10 +368,10 @@ def _judge_language(profile: DataProfile) -> Iterable[Finding]:
     if split:
         what = "Hangul" if profile.script == _HANGUL else "words"
         said.append(f"{what} split into letters ({profile.pieces:.1f} tokens per letter)")
-    who = f"This backbone does not know {language or 'these texts'}"
     advice = _BACKBONES.get(profile.script, _MULTILINGUAL if language else "another one")
     yield Finding(
-        f"{who}: {', '.join(said)}. Pass another --model_name_or_path; try {advice}.",
+        f"This backbone does not know {language or 'these texts'}: {', '.join(said)}. Pass another "
+        f"--model_name_or_path; try {advice}.",
         pointless=profile.unknown > _MOST,
     )
 
