@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainingArguments
 
 from simcse_trainer.data.augmentation import AUGMENTATIONS, DEFAULT_RATE
+from simcse_trainer.data.lines import FileOptions, check_encoding
 from simcse_trainer.errors import InputError
 from simcse_trainer.hub.card_data import check_language, check_license
 from simcse_trainer.model.choices import DTYPES, LORA_SAVES, PROJECTION_HEADS
@@ -194,6 +195,19 @@ class DataArguments:
         "Text columns in order: anchor, positive, hard negatives. Default: sent0, sent1, "
         "hard_neg*, or the only column.",
     )
+    encoding: str | None = _option(
+        None, "Encoding of the training files, such as cp949 or utf-16. Default: utf-8."
+    )
+    delimiter: str | None = _option(
+        None,
+        "What separates the cells of the training files: one character, or tab. Default: commas "
+        "in csv and tabs in tsv, or what the header is separated by.",
+    )
+    column_names: list[str] = _option(
+        [],
+        "Names of the columns, in order, of training files without a header line, such as sent0 "
+        "sent1.",
+    )
     nli_triplets: bool = _option(
         False,
         "Build triplets from rows of premise, hypothesis and label: entailments become "
@@ -224,6 +238,31 @@ class DataArguments:
         [],
         "At the end show each query's nearest sentences of the evaluation data, before and after.",
     )
+
+    def __post_init__(self) -> None:
+        """Check what argparse cannot.
+
+        Raises:
+            InputError: An encoding or a delimiter that cannot be.
+        """
+        if self.encoding is not None:
+            check_encoding(self.encoding)
+        if self.delimiter is not None:
+            self.delimiter = {"\\t": "\t", "tab": "\t"}.get(self.delimiter, self.delimiter)
+            if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+                raise InputError(
+                    f"delimiter is {self.delimiter!r}; expected one character such as ';', or tab."
+                )
+        if len(set(self.column_names)) < len(self.column_names) or "" in self.column_names:
+            raise InputError(
+                f"column_names are {' '.join(self.column_names)}; expected a name of its own for "
+                "each column."
+            )
+
+    @property
+    def file_options(self) -> FileOptions:
+        """How the training files are read."""
+        return FileOptions(self.encoding, self.delimiter, tuple(self.column_names), True)
 
 
 @dataclass(repr=False)  # the inherited one blanks tokens

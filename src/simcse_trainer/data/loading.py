@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -11,6 +12,15 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import hf_hub_download
 
 from simcse_trainer.data import nli, readers, schema
+from simcse_trainer.data.delimited import is_table
+from simcse_trainer.data.kinds import (
+    holds_text,
+    looks_like_a_row,
+    name_columns,
+    suggest_columns,
+)
+from simcse_trainer.data.lines import FileOptions
+from simcse_trainer.data.schema import ANCHOR
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.io.tensors import hash_file
 from simcse_trainer.version import __version__
@@ -20,6 +30,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+_IN_TRAINING = FileOptions(in_training=True)
 
 # Path, SHA-256 of the content, and our version: with any of them the rows may change.
 _File = tuple[str, str, str]
@@ -32,6 +44,7 @@ def load_training_data(
     dataset_config_name: str | None = None,
     dataset_split: str = "train",
     columns: Sequence[str] | None = None,
+    file_options: FileOptions = _IN_TRAINING,
     nli_triplets: bool = False,
     drop_invalid_rows: bool = False,
     streaming: bool = False,
@@ -47,6 +60,7 @@ def load_training_data(
         dataset_split: Its split, slices such as `train[:1000]` included.
         columns: Text columns by position: anchor, positive, hard negatives; with
             `nli_triplets` premise, hypothesis, label.
+        file_options: Encoding, delimiter and names of the columns, where files do not tell.
         nli_triplets: Build triplets, see `build_triplets`.
         drop_invalid_rows: Leave out rows that cannot be used, and log how many.
         streaming: Read while training. Each file is a shard; bad rows show at their turn.
@@ -64,8 +78,8 @@ def load_training_data(
     if not dataset_name:
         files = readers.expand_files(train_file)
         if streaming:
-            return _stream_files(files, columns, drop_invalid_rows)
-        return _load_files(files, columns, nli_triplets, drop_invalid_rows, cache_dir)
+            return _stream_files(files, file_options, columns, drop_invalid_rows)
+        return _load_files(files, file_options, columns, nli_triplets, drop_invalid_rows, cache_dir)
     options = {"split": dataset_split, "streaming": streaming, "cache_dir": cache_dir}
     dataset = load_hub_dataset(dataset_name, dataset_config_name, **options)
     if nli_triplets:
@@ -159,6 +173,7 @@ def _check_options(
 
 def _load_files(
     files: list[Path],
+    options: FileOptions,
     columns: Sequence[str] | None,
     nli_triplets: bool,
     drop: bool,
@@ -167,17 +182,17 @@ def _load_files(
     source = f"{files[0]} and {len(files) - 1} more" if len(files) > 1 else str(files[0])
     keys = [_identify(file) for file in files]
     if nli_triplets:
-        names = _common_columns(files, columns or nli.NLI_COLUMNS)
+        names = _common_columns(files, options, columns or nli.NLI_COLUMNS)
         mapping = nli.resolve_nli_columns(names, columns, source=str(files[0]))
         # A tuple: the files of a list are shards, and each would be grouped by itself.
-        built = _build(
-            nli.file_triplets, nli.TRIPLET_COLUMNS, cache_dir, files=tuple(keys), columns=mapping
-        )
+        given = {"files": tuple(keys), "columns": mapping, "options": options}
+        built = _build(nli.file_triplets, nli.TRIPLET_COLUMNS, cache_dir, **given)
         return schema.drop_or_raise_invalid_rows(
             *built, needs=nli.NLI_NEEDS, drop=drop, source=source
         )
-    mapping = _resolve_files(files, columns)
-    built = _build(_generate_rows, mapping, cache_dir, files=keys, columns=mapping)
+    mapping = _resolve_files(files, options, columns)
+    given = {"files": keys, "columns": mapping, "options": options}
+    built = _build(_generate_rows, mapping, cache_dir, **given)
     return schema.drop_or_raise_invalid_rows(*built, drop=drop, source=source)
 
 
@@ -191,34 +206,76 @@ def _convert_to_triplets(
     return schema.drop_or_raise_invalid_rows(*built, needs=nli.NLI_NEEDS, drop=drop, source=source)
 
 
-def _stream_files(files: list[Path], columns: Sequence[str] | None, drop: bool) -> IterableDataset:
+def _stream_files(
+    files: list[Path], options: FileOptions, columns: Sequence[str] | None, drop: bool
+) -> IterableDataset:
     from datasets import IterableDataset
 
-    mapping = _resolve_files(files, columns)
+    mapping = _resolve_files(files, options, columns)
     kwargs = {"files": [str(file) for file in files], "columns": mapping, "drop": drop}
+    kwargs["options"] = options
     return IterableDataset.from_generator(
         _stream_rows, features=_string_features(mapping), gen_kwargs=kwargs
     )
 
 
-def _resolve_files(files: list[Path], columns: Sequence[str] | None) -> dict[str, str]:
-    names = _common_columns(files, columns)
-    mapping = schema.resolve_text_columns(names, columns, source=str(files[0]))
-    for file in files:
-        if readers.file_format(file) in (".csv", ".tsv"):
-            rows = readers.sample_rows(file)
-            name = schema.find_numeric_column((row.values for row in rows), mapping)
-            if name is not None:
-                raise InputError(
-                    f"{file}: column {name!r} holds only numbers in the first {len(rows)} rows, "
-                    "expected text. Name the text columns with --columns."
-                )
+def _resolve_files(
+    files: list[Path], options: FileOptions, columns: Sequence[str] | None
+) -> dict[str, str]:
+    names = _common_columns(files, options, columns)
+    samples = {file: readers.sample_rows(file, options) for file in files}
+    first = [row.values for row in samples[files[0]] if not row.problem]
+    table = is_table(files[0], options) and not options.column_names
+    if table and ANCHOR not in names and not set(columns or ()) & set(names):
+        _check_header(files[0], names, first)
+    mapping = schema.resolve_text_columns(names, columns, source=str(files[0]), rows=first)
+    for file, rows in samples.items():
+        if is_table(file, options):
+            _check_cells(file, [row.values for row in rows], mapping, chosen=bool(columns))
     return mapping
 
 
-def _common_columns(files: list[Path], wanted: Sequence[str] | None) -> list[str]:
+def _check_header(file: Path, names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Raise InputError where the first line of a table reads like a row."""
+    if not looks_like_a_row(names):
+        return
+    given = name_columns([dict(zip(names, names, strict=True)), *rows], names)
+    raise InputError(
+        f"{file}: has this file no header? Its first line is {schema.quote_names(names)}. If so, "
+        f"name its columns: --column_names {shlex.join(given)}; if these are the names, pass "
+        f"--columns {shlex.join(suggest_columns(rows, names) or names[:1])}"
+    )
+
+
+def _check_cells(
+    file: Path, rows: Sequence[Mapping[str, object]], mapping: Mapping[str, str], *, chosen: bool
+) -> None:
+    """Raise InputError for a column without texts; cells of a table have no types that tell."""
+    name = schema.find_numeric_column(rows, mapping)
+    what = "numbers"
+    if name is None and not chosen and len(mapping) == 1:
+        (only,) = mapping.values()
+        cells = [row.get(only) for row in rows]
+        name, what = (None if holds_text(cells) or not any(cells) else only), "numbers or ids"
+    if name is None:
+        return
+    names = list(rows[0])
+    found = suggest_columns(rows, names)
+    raise InputError(
+        f"{file}: column {name!r} holds only {what} in the first {len(rows)} rows, expected text. "
+        + (
+            f"Name the text columns with --columns, such as --columns {shlex.join(found)}"
+            if found
+            else "Add a column of texts."
+        )
+    )
+
+
+def _common_columns(
+    files: list[Path], options: FileOptions, wanted: Sequence[str] | None
+) -> list[str]:
     """Return the first file's columns; the others must have them, or at least the wanted ones."""
-    first, *others = [readers.column_names(file) for file in files]
+    first, *others = [readers.column_names(file, options) for file in files]
     for file, names in zip(files[1:], others, strict=True):
         enough = wanted and set(wanted) <= {*first} & {*names}
         if set(names) != set(first) and not enough:
@@ -236,11 +293,11 @@ def _identify(file: Path) -> _File:
 
 
 def _check_rows(
-    path: str, columns: Mapping[str, str]
+    path: str, columns: Mapping[str, str], options: FileOptions
 ) -> Iterator[tuple[dict[str, str], str | None]]:
     """Check each row, under canonical names, and note what is wrong with it."""
     row = None
-    for row in readers.read_rows(Path(path)):
+    for row in readers.read_rows(Path(path), options):
         problem = row.problem or schema.find_problem(row.values, columns)
         if problem is None:
             yield {role: str(row.values[name]) for role, name in columns.items()}, None
@@ -251,20 +308,20 @@ def _check_rows(
 
 
 def _generate_rows(
-    files: list[_File], columns: Mapping[str, str]
+    files: list[_File], columns: Mapping[str, str], options: FileOptions
 ) -> Iterator[dict[str, str | None]]:
     for path, *_ in files:
-        for texts, problem in _check_rows(path, columns):
+        for texts, problem in _check_rows(path, columns, options):
             yield {**texts, schema.PROBLEM: problem}
 
 
 def _stream_rows(
-    files: list[str], columns: Mapping[str, str], drop: bool
+    files: list[str], columns: Mapping[str, str], drop: bool, options: FileOptions
 ) -> Iterator[dict[str, str]]:
     for path in files:
         count, problems = 0, 0
         first = ""
-        for texts, problem in _check_rows(path, columns):
+        for texts, problem in _check_rows(path, columns, options):
             count += 1
             if problem is None:
                 yield texts

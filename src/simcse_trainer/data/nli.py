@@ -11,6 +11,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from simcse_trainer.data.lines import FileOptions
 from simcse_trainer.data.readers import read_rows
 from simcse_trainer.data.schema import (
     ANCHOR,
@@ -117,13 +118,13 @@ def resolve_nli_columns(
 
 
 def file_triplets(
-    files: Iterable[tuple[str, str, str]], columns: Mapping[str, str]
+    files: Iterable[tuple[str, str, str]], columns: Mapping[str, str], options: FileOptions
 ) -> Iterator[dict[str, str | None]]:
     """Yield triplets of all files together, then a row with a `problem` for each bad row."""
     rows = (
         (f"{path} row {row.number}", row.values, row.problem)
         for path, *_ in files
-        for row in read_rows(Path(path))
+        for row in read_rows(Path(path), options)
     )
     return _triplets_then_problems(rows, columns)
 

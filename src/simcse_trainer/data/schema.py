@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+from simcse_trainer.data.kinds import is_number, suggest_columns
 from simcse_trainer.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +38,11 @@ _KINDS = {
 
 
 def resolve_text_columns(
-    column_names: Sequence[str], columns: Sequence[str] | None = None, *, source: str
+    column_names: Sequence[str],
+    columns: Sequence[str] | None = None,
+    *,
+    source: str,
+    rows: Iterable[Mapping[str, object]] | None = None,
 ) -> dict[str, str]:
     """Give each text column its role.
 
@@ -46,6 +51,7 @@ def resolve_text_columns(
         columns: The text columns by position: anchor, positive, hard negatives. By default
             `sent0`, `sent1` and every `hard_neg*`, or the only column.
         source: File or data set, for the errors.
+        rows: The first rows, by which columns of texts are suggested.
 
     Returns:
         Canonical name -> name in the data, in view order: `sent0[, sent1[, hard_neg...]]`.
@@ -63,10 +69,16 @@ def resolve_text_columns(
         return {ANCHOR: names[0]}
     if not names:
         raise InputError(f"{source}: there are no columns; expected at least one of texts.")
+    suggested = names[:2] if rows is None else suggest_columns(rows, names)
     raise InputError(
         f"{source}: which columns are the texts? Found {quote_names(names)}; expected '{ANCHOR}'"
-        f"{_describe_misspelt(names)}. Name the text columns in the order anchor, positive, hard "
-        f"negatives, such as --columns {shlex.join(names[:2])}"
+        f"{_describe_misspelt(names)}. "
+        + (
+            "Name the text columns in the order anchor, positive, hard negatives, such as "
+            f"--columns {shlex.join(suggested)}"
+            if suggested
+            else "None of them holds texts, only numbers, names or labels: add a column of texts."
+        )
     )
 
 
@@ -100,15 +112,6 @@ def find_numeric_column(
         if cells and all(is_number(cell) for cell in cells):
             return name
     return None
-
-
-def is_number(text: str) -> bool:
-    """Return whether Python reads the text as a number."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def find_score_problem(row: Mapping[str, object], name: str = "score") -> str | None:

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from simcse_trainer.data.readers import Row, find_files, open_table, read_txt
+from simcse_trainer.data.readers import find_files, open_table, read_txt
+from simcse_trainer.data.rows import Row
 from simcse_trainer.data.schema import find_problem, quote_names
 from simcse_trainer.errors import InputError
 

@@ -199,6 +199,7 @@ def _load_train_dataset(data_args: DataArguments, seed: int) -> Any:
         dataset_config_name=data_args.dataset_config_name,
         dataset_split=data_args.dataset_split,
         columns=data_args.columns or None,
+        file_options=data_args.file_options,
         nli_triplets=data_args.nli_triplets,
         drop_invalid_rows=data_args.drop_invalid_rows,
         streaming=data_args.streaming,

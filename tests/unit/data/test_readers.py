@@ -11,7 +11,8 @@ import pytest
 from helpers.checks import fails
 from pyarrow import parquet
 
-from simcse_trainer.data.readers import Row, column_names, expand_files, read_rows
+from simcse_trainer.data.readers import column_names, expand_files, read_rows
+from simcse_trainer.data.rows import Row
 
 ROWS = [{"sent0": "a, b", "sent1": 'say "c"'}, {"sent0": "한국어", "sent1": "d\u2028e"}]
 
@@ -97,7 +98,7 @@ def test_csv_line_ends_marks_and_blank_lines(write, end):
         ("a.csv", "x,y\na,b\nc\n", 3, "has 1 cells, the header has 2"),
         ("a.csv", 'x,y\na,b\n"c"d,e\nf,g\n', 3, "cannot be parsed"),
         ("a.csv", b"x,y\na,b\nc,\xff\n", 3, "byte 0xff at position 3 of the line is not UTF-8"),
-        ("a.txt", "a\nb\ncafé\nd".encode("latin-1"), 3, "byte 0xe9 at position 4"),
+        ("a.txt", "a\né\ncafé\n".encode() + b"caf\xe9\nd", 4, "byte 0xe9 at position 4"),
         ("a.jsonl", '{"x": "a"}\n\n{"x": \n', 3, "is not valid JSON"),
         ("a.jsonl", '{"x": "a"}\n\n"b"\n', 3, "of type str ('b'), expected a JSON object"),
         ("a.jsonl", '{"x": "a"}\n\n[1]\n', 3, "is a list ([1]), expected a JSON object"),
@@ -120,13 +121,14 @@ def test_a_bad_row_is_handed_over_and_the_next_ones_read(write, name, content, n
         ("a.csv", "", ["is empty", "header"]),
         ("a.csv", "\n\n,\n", ["is empty", "header"]),
         ("a.csv", "a,b,a\n1,2,3\n", ["'a'", "twice"]),
-        ("a.csv", "sent0;sent1\na;b\n", ["'sent0;sent1'", "separated by ','"]),
-        ("a.tsv", "sent0,sent1\na,b\n", ["'sent0,sent1'", r"separated by '\t'"]),
-        ("a.csv", b"caf\xe9\na\n", ["row 1", "header", "0xe9", "UTF-8"]),
+        ("a.csv", "sent0;sent1\na\nb\n", ["'sent0;sent1'", "separated by ','"]),
+        ("a.tsv", "sent0,sent1\na\nb\n", ["'sent0,sent1'", r"separated by '\t'"]),
+        ("a.csv", b"caf\xff\na\n", ["row 1", "header", "0xff", "UTF-8"]),
+        ("a.csv", b"caf\xe9\na\n", ["row 1", "0xe9", "UTF-8", "cp1252"]),
         ("a.csv", 'x,y\na,b\n"c,d\ne,f\n', ["row 3", "quote", "not closed"]),
         ("a.csv", 'x,y\na,b\n"c,d\n' + "e,f\n" * 50_000, ["row 3", "quote", "not closed"]),
-        ("a.csv", "sent0\nä\n".encode("utf-16"), ["UTF-16", "UTF-8"]),
-        ("a.txt", "ä".encode("utf-16"), ["UTF-16", "UTF-8"]),
+        ("a.csv", "sent0\nä\n".encode("utf-16"), ["utf-16", "UTF-8"]),
+        ("a.txt", "ä".encode("utf-16"), ["utf-16", "UTF-8"]),
         ("a.json", "", ["is empty", "JSON array"]),
         ("a.json", '{"a": "b"}\n{"a": "c"}\n', ["array of objects", ".jsonl"]),
         ("a.json", '[{"a": ', ["not valid JSON", "line 1"]),
