@@ -28,7 +28,7 @@ def encode(
     output: Annotated[
         Path,
         typer.Option(
-            help="x.npy: an array, float32, a row a text; x.jsonl: objects of text and embedding."
+            help="x.npy: an array, float32, a row a text; x.jsonl or x.parquet: text and embedding."
         ),
     ],
     source: Annotated[

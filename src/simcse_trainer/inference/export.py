@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import IO, TypeAlias
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
 from torch import Tensor
 
 from simcse_trainer.errors import InputError
@@ -23,7 +25,7 @@ Writer: TypeAlias = Callable[[Iterable[Block], int], int]
 
 @contextmanager
 def open_embeddings(path: Path) -> Iterator[Writer]:
-    """Open a writer of `path`: of .npy, or of .jsonl with `text` and `embedding`.
+    """Open a writer of `path`: of .npy, or of .jsonl or .parquet with `text` and `embedding`.
 
     It writes to a file beside it, which takes its name at the end, if nothing failed until then.
 
@@ -31,7 +33,9 @@ def open_embeddings(path: Path) -> Iterator[Writer]:
         InputError: Another kind of file, or a folder that is not there.
     """
     if path.suffix not in _FORMATS:
-        raise InputError(f"{path} is neither .npy nor .jsonl; name the file by what it is to be.")
+        raise InputError(
+            f"{path} is none of {', '.join(_FORMATS)}; name the file by what it is to be."
+        )
     if path.is_dir() or not path.parent.is_dir():
         raise InputError(f"{path} cannot be written: expected a file name in a folder that exists.")
 
@@ -73,7 +77,24 @@ def _write_jsonl(file: IO[bytes], blocks: Iterable[Block], _: int) -> int:
     return count
 
 
+def _write_parquet(file: IO[bytes], blocks: Iterable[Block], dimension: int) -> int:
+    """Write a row group a block, whose texts and embeddings are all that is in memory."""
+    embedding = pa.list_(pa.float32(), dimension)
+    schema = pa.schema([("text", pa.string()), ("embedding", embedding)])
+    count = 0
+    # Floats repeat no values that a dictionary would hold once.
+    with parquet.ParquetWriter(file, schema, use_dictionary=False) as writer:
+        for texts, embeddings in blocks:
+            values = pa.array(embeddings.float().numpy().reshape(-1))
+            rows = pa.FixedSizeListArray.from_arrays(values, type=embedding)
+            table = pa.table([pa.array(texts, pa.string()), rows], schema)
+            writer.write_table(table, row_group_size=len(texts))
+            count += len(texts)
+    return count
+
+
 _FORMATS: dict[str, Callable[[IO[bytes], Iterable[Block], int], int]] = {
     ".npy": _write_npy,
     ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
 }

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import json
 import os
 import signal
@@ -11,9 +12,12 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from helpers.command_line import error, run
 from helpers.tiny import tiny_backbone, tiny_tokenizer
+from pyarrow import parquet
 
 from simcse_trainer import SimCSE, SimCSEModel
 from simcse_trainer.inference import export, simcse
@@ -49,7 +53,15 @@ def test_a_line_is_a_row_whatever_the_blocks(folder, monkeypatch, capsys, block)
     assert [record["text"] for record in records] == LINES
     numbers = np.array([record["embedding"] for record in records], dtype=np.float32)
     np.testing.assert_array_equal(numbers, found)
-    assert listing(folder) == ["in.txt", "model", "v.jsonl", "v.npy"]
+    assert run(monkeypatch, "encode", "model", "in.txt", "--output", "v.parquet") == 0
+    file = parquet.ParquetFile("v.parquet")
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    assert sizes == [min(block, 5 - start) for start in range(0, 5, block)]
+    table = file.read()
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 32)
+    assert table["text"].to_pylist() == LINES
+    np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), found)
+    assert listing(folder) == ["in.txt", "model", "v.jsonl", "v.npy", "v.parquet"]
 
 
 def test_options(folder, monkeypatch):
@@ -71,6 +83,34 @@ def test_standard_input_and_columns(folder, monkeypatch):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
     assert run(monkeypatch, "encode", "model", "--output", "v.npy") == 0
     assert np.load("v.npy").shape == (0, 32)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"")))
+    assert run(monkeypatch, "encode", "model", "--output", "v.parquet") == 0
+    assert parquet.read_table("v.parquet").shape == (0, 2)
+
+
+def test_parquet_holds_one_block_at_a_time(tmp_path):
+    """Blocks are written as they come: the file grows before the next is asked for."""
+    path, sizes = tmp_path / "v.parquet", []
+
+    def blocks():
+        for _ in range(4):
+            yield ["a"] * 1000, torch.randn(1000, 64)
+            (unfinished,) = tmp_path.iterdir()
+            sizes.append(unfinished.stat().st_size)
+
+    with export.open_embeddings(path) as write:
+        assert write(blocks(), 64) == 4000
+        assert not path.exists()
+    assert all(later - earlier > 200_000 for earlier, later in itertools.pairwise([0, *sizes]))
+    assert parquet.read_table(path).num_rows == 4000
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_text_that_is_no_unicode_is_one_line(folder, monkeypatch, capsys, suffix):
+    (folder / "in.jsonl").write_text('{"text": "a"}\n{"text": "\\ud800"}\n', encoding="utf-8")
+    words = ("encode", "model", "in.jsonl", "--output", f"v.{suffix}")
+    assert "in.jsonl row 2" in error(monkeypatch, capsys, *words)
+    assert listing(folder) == ["in.jsonl", "in.txt", "model"]
 
 
 def test_a_run_that_was_stopped_has_its_model_in_a_checkpoint(folder, monkeypatch):
@@ -90,7 +130,7 @@ def test_a_run_that_was_stopped_has_its_model_in_a_checkpoint(folder, monkeypatc
         (["model", "bad.txt", "--output", "v.npy"], "bad.txt row 3: byte 0xff at position 2"),
         (["model", "two.csv", "--output", "v.npy"], "which column are the texts?"),
         (["nowhere", "in.txt", "--output", "v.npy"], "nowhere"),
-        (["model", "in.txt", "--output", "v.pt"], "neither .npy nor .jsonl"),
+        (["model", "in.txt", "--output", "v.pt"], "v.pt is none of .npy, .jsonl, .parquet"),
         (["model", "in.txt", "--output", "gone/v.npy"], "a folder that exists"),
         (["model", "in.txt"], "--output"),
         (["model", "in.txt", "--output", "v.npy", "--truncate_dim", "99"], "expected 1 to 32"),
