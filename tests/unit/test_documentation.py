@@ -99,10 +99,10 @@ def check_command(words: list[str]) -> None:
             check_own_command(rest)
         case ["accelerate", "launch", *rest]:
             launch = launch_command_parser().parse_args(rest)
-            check_script(launch.training_script, launch.training_script_args)
+            check_launched(launch)
         case ["torchrun", *rest]:
             launch = torch.distributed.run.get_args_parser().parse_args(rest)
-            check_script(launch.training_script, launch.training_script_args)
+            check_launched(launch)
         case ["python", script, *rest]:
             check_script(script, rest)
         case ["make", target]:
@@ -115,6 +115,14 @@ def check_command(words: list[str]) -> None:
             assert all((ROOT / path).exists() for path in paths)
         case _:
             assert words[:3] == ["hf", "auth", "login"], words
+
+
+def check_launched(launch) -> None:
+    if launch.module:
+        assert launch.training_script == "simcse_trainer"
+        check_own_command(launch.training_script_args)
+    else:
+        check_script(launch.training_script, launch.training_script_args)
 
 
 def check_script(script: str, rest: list[str]) -> None:

@@ -24,7 +24,7 @@ from simcse_trainer.cli import (
     search,
     train,
 )
-from simcse_trainer.cli.train import quiet_imports, write_to_any_console
+from simcse_trainer.cli.train import print_error, quiet_imports, write_to_any_console
 from simcse_trainer.errors import InputError
 
 
@@ -102,5 +102,5 @@ def main() -> None:
         if not hasattr(error, "format_message"):
             raise
         message = error.format_message()
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print_error(message)
     sys.exit(2)

@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         trainer = run_training(*parsed, command=find_command(words))
     except (InputError, OSError) as error:
         # A DataLoader's worker sends its whole traceback along.
-        message = str(error).rsplit("InputError: ", 1)[-1]
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print_error(str(error).rsplit("InputError: ", 1)[-1])
         return 2
     if trainer.interrupted:
         step = trainer.state.global_step
@@ -55,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"Stopped at step {step}. {hint}", file=sys.stderr)
         return 128 + signal.SIGTERM
     return 0
+
+
+def print_error(message: str) -> None:
+    """Print what the user can correct, in one line."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
 
 
 def write_to_any_console() -> None:

@@ -186,8 +186,18 @@ class SimCSE:
         normalize_to_unit: bool = True,
         batch_size: int = 64,
         max_length: int | None = None,
+        shard: tuple[int, int] = (0, 1),
     ) -> Iterator[tuple[list[str], Tensor]]:
-        """Embed sentences as they come, in bounded memory; the arguments are those of `encode`.
+        """Embed sentences as they come, in bounded memory; other arguments are those of `encode`.
+
+        Args:
+            sentences: n texts, of which a block is read at a time.
+            device: Where to compute, as for `encode`.
+            normalize_to_unit: Whether embeddings get the length 1.
+            batch_size: Sentences per forward pass, as for `encode`.
+            max_length: In tokens, as for `encode`.
+            shard: Which of how many processes this is, where they share the work: it embeds every
+                so many-th block, the first by its own number. Numbers start at 0.
 
         Yields:
             b texts and their embeddings [b, D], in order; b is 4096 but for the last block.
@@ -195,7 +205,10 @@ class SimCSE:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; expected 1 or more.")
         numbered = enumerate(sentences)
+        rank, processes = shard
         while block := list(islice(numbered, _BLOCK_SENTENCES)):
+            if block[0][0] // _BLOCK_SENTENCES % processes != rank:
+                continue
             texts = [text for _, text in block]
             check_texts(texts, start=block[0][0])
             found = self._embed(texts, device, batch_size, max_length)[:, : self.truncate_dim]
