@@ -32,8 +32,9 @@ _OPTIONS_HEAD = """# Options
 
 Every option can stand in a YAML file (`learning_rate: 3e-5`) and on the command line, which wins
 (`--learning_rate 3e-5`). Options of several values take them one after the other
-(`--train_file a.csv b.csv`), or as a YAML list. An unknown option is an error that names the
-nearest one.
+(`--train_file a.csv b.csv`), or as a YAML list. The file is the first word, or stands behind
+`--config`. An unknown option is an error that names the nearest one, or the one that other tools
+call so (`--lr`, `--epochs`, `--temp`).
 """
 _INHERITED = """
 Besides these, all options of transformers'

@@ -6,10 +6,9 @@ choices and names of both, and the command line wins.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
+from simcse_trainer.cli.spellings import refuse_option
 from simcse_trainer.errors import InputError
 
 USAGE = "train_simcse.py [CONFIG.yaml] [--option value ...]"
@@ -76,9 +76,9 @@ def parse_for_another_machine(
 
 def _all_tokens(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
     """Return the file's tokens, and behind them the command line's."""
-    tokens = list(argv)
-    if tokens and not tokens[0].startswith("-"):
-        path = Path(tokens.pop(0))
+    config, tokens = take_config(argv)
+    if config is not None:
+        path = Path(config)
         from_file = config_tokens(path, parser)
         try:
             _, leftover = parser.parse_known_args(from_file)
@@ -88,6 +88,31 @@ def _all_tokens(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
             raise InputError(f"{path}: found a list with '{leftover[0]}' where one value belongs.")
         tokens = from_file + tokens
     return tokens
+
+
+def take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take the configuration file, the first word or behind `--config`, out of a command line.
+
+    Raises:
+        InputError: Two files, or `--config` without one.
+    """
+    found, words = [], list(argv)
+    if words and not words[0].startswith("-"):
+        found.append(words.pop(0))
+    rest: list[str] = []
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if name != "--config":
+            rest.append(name + equals + value)
+            continue
+        if not equals:
+            value = words.pop(0) if words and not words[0].startswith("-") else ""
+        if not value:
+            raise InputError(f"--config: expected a file behind it. Usage: {USAGE}")
+        found.append(value)
+    if len(found) > 1:
+        raise InputError(f"Found two configuration files, {' and '.join(found)}; pass one.")
+    return (found[0] if found else None), rest
 
 
 def config_tokens(path: Path, parser: HfArgumentParser) -> list[str]:
@@ -112,9 +137,9 @@ def config_tokens(path: Path, parser: HfArgumentParser) -> list[str]:
         raise InputError(f"{path}: expected `option: value` lines, found {found}.")
     known = {action.dest: action for action in parser._actions if action.dest != "help"}
     tokens: list[str] = []
+    if unknown := [str(key) for key in content if key not in known]:
+        raise InputError(f"{path}: {_refuse(unknown, known)}")
     for key, value in content.items():
-        if key not in known:
-            raise InputError(f"{path}: {_unknown(str(key), set(known))}")
         if value is False and "no" in (known[key].choices or ()):
             value = "no"  # YAML 1.1 reads a bare no as false
         tokens += _tokens(str(key), value)
@@ -143,18 +168,17 @@ def _parse(parser: HfArgumentParser, tokens: list[str]) -> tuple[Any, ...]:
         # transformers' own checks of its options raise these, over several lines.
         raise InputError(" ".join(str(error).split())) from error
     if unknown:
-        known = {option[2:] for action in parser._actions for option in action.option_strings}
-        name = unknown[0].split("=")[0]
-        if not name.startswith("--"):
-            raise InputError(f"'{name}' belongs to no option. Usage: {USAGE}")
-        raise InputError(_unknown(name[2:], known))
+        known = {action.dest for action in parser._actions}
+        names = [word.split("=")[0] for word in unknown if re.match(r"--?[A-Za-z]", word)]
+        if not unknown[0].startswith("-"):
+            raise InputError(f"'{unknown[0]}' belongs to no option. Usage: {USAGE}")
+        raise InputError(_refuse(names or unknown[:1], known))
     return tuple(parsed)
 
 
-def _unknown(name: str, known: set[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean '{near[0]}'?" if near else "See train_simcse.py --help."
-    return f"unknown option '{name}'. {hint}"
+def _refuse(words: Iterable[str], known: Collection[str]) -> str:
+    """Say of each word that is no option which one is meant."""
+    return " ".join(refuse_option(word, known) for word in dict.fromkeys(words))
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

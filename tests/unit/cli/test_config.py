@@ -1,5 +1,6 @@
 """YAML and command line: one parser, types checked, the command line wins, errors in one line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import yaml
 from helpers import ROOT
 
 from simcse_trainer import InputError
+from simcse_trainer.cli import spellings
 from simcse_trainer.cli.config import build_parser, config_tokens, parse_arguments
+from simcse_trainer.cli.spellings import refuse_option
 
 RECIPES = sorted(ROOT.glob("configs/*.yaml"))
 
@@ -42,6 +45,19 @@ def test_yaml_values_get_the_types_of_their_options(config):
     assert data.train_file == ["a.csv", "b c.csv"]
 
 
+@pytest.mark.parametrize("form", ["{}", "--config {}", "--config={}"])
+def test_a_file_is_taken_with_config_before_it_and_without(config, form):
+    path = config("learning_rate: 1e-4\ntemperature: 0.1\n")
+    words = form.format(path).split()
+    behind = [*words, "--temperature", "0.2", "--use_cpu"]
+    *_, training = parse_arguments(behind)
+    assert (training.learning_rate, training.temperature) == (1e-4, 0.2)
+    if len(behind) > 4 or "=" in form:
+        # Where the file stands does not matter: the command line wins.
+        *_, training = parse_arguments(["--temperature", "0.2", "--use_cpu", *words])
+        assert (training.learning_rate, training.temperature) == (1e-4, 0.2)
+
+
 def test_the_command_line_wins(config):
     path = config("learning_rate: 1e-4\ntemperature: 0.1\npadding_free: true\n")
     model, _, training = parse_arguments(
@@ -56,6 +72,9 @@ def test_the_command_line_wins(config):
     ("text", "message"),
     [
         ("lerning_rate: 1", r"unknown option 'lerning_rate'\. Did you mean 'learning_rate'\?"),
+        ("lr: 1", r"run\.yaml: lr is not an option: use learning_rate\."),
+        ("lr: 1\ntemp: 2", r"lr is .* use learning_rate\. temp is .* use temperature\.$"),
+        ("config: a.yaml", r"run\.yaml: unknown option 'config'"),
         ("learning_rate: fast", r"run\.yaml: --learning_rate: invalid float.*'fast'"),
         ("pooling_mode: median", r"run\.yaml: --pooling_mode: invalid choice: 'median'.*'cls'"),
         ("augmentation: cut", r"--augmentation: invalid choice: 'cut'.*'word_deletion'"),
@@ -81,7 +100,16 @@ def test_errors_of_a_file_are_one_line(config, text, message):
     ("argv", "message"),
     [
         (["--temprature", "1"], r"unknown option 'temprature'\. Did you mean 'temperature'\?"),
-        (["--temp", "0.1"], r"unknown option 'temp'"),
+        (["--temp", "0.1"], r"^--temp is not an option: use --temperature\.$"),
+        (
+            ["--lr=1e-5", "--epochs", "3", "--use_cpu"],
+            r"^--lr is not .*: use --learning_rate\. --epochs is not .*: use --num_train_epochs\.$",
+        ),
+        (["-Learning-Rate", "1"], r"^-Learning-Rate is not an option: use --learning_rate\.$"),
+        (["--config"], r"--config: expected a file behind it"),
+        (["--config", "--use_cpu"], r"--config: expected a file behind it"),
+        (["a.yaml", "--config=b.yaml"], r"two configuration files, a\.yaml and b\.yaml; pass one"),
+        (["--config", "no_such.yaml"], r"no_such\.yaml does not exist"),
         (["--temperature"], r"--temperature: expected one argument"),
         (["no_such.yaml"], r"no_such\.yaml does not exist.*Usage: train_simcse\.py"),
         (["--temperature", "0.1", "stray"], r"'stray' belongs to no option"),
@@ -125,6 +153,56 @@ def test_the_recipes_are_those_of_the_paper():
     assert expected | {"quickstart", "sup_klue_roberta_base_ko"} <= names
     for path in RECIPES:
         assert config_tokens(path, build_parser())
+
+
+OPTIONS = {action.dest for action in build_parser()._actions} - {"help"}
+
+
+@pytest.mark.parametrize("word", sorted([*spellings._OURS, *spellings._WITHOUT]))
+def test_what_an_option_is_called_elsewhere_is_refused_with_its_name_here(word):
+    assert word not in OPTIONS
+    in_a_file, at_the_command_line = (
+        refuse_option(dashes + word, OPTIONS) for dashes in ("", "--")
+    )
+    assert in_a_file.startswith(f"{word} is not an option: ")
+    assert at_the_command_line.startswith(f"--{word} is not an option: ")
+    named = re.findall(r"--(\w+)", at_the_command_line.split(": ", 1)[1].split("`")[0])
+    assert set(named) <= OPTIONS | {"config"}
+    if word in spellings._OURS:
+        assert named[0] == spellings._OURS[word]
+    assert "--" not in in_a_file.split("`")[0] or "--config" in in_a_file
+    assert "{" not in at_the_command_line + in_a_file
+
+
+@pytest.mark.parametrize(
+    ("word", "option"),
+    [
+        ("batch_size", "per_device_train_batch_size"),
+        ("lr", "learning_rate"),
+        ("epochs", "num_train_epochs"),
+        ("temp", "temperature"),
+        ("pooler_type", "pooling_mode"),
+        ("max_length", "max_seq_length"),
+        ("model", "model_name_or_path"),
+    ],
+)
+def test_the_names_that_people_type_first(word, option):
+    assert refuse_option(f"--{word}", OPTIONS).startswith(
+        f"--{word} is not an option: use --{option}"
+    )
+
+
+def test_the_other_names_are_each_of_one_option():
+    words = " ".join(spellings._ELSEWHERE.values()).split()
+    assert len(words) == len(set(words)) == len(spellings._OURS)
+    assert not {*words} & {*spellings._WITHOUT}
+    assert {*spellings._BESIDES} <= {*words}
+    assert {*spellings._ELSEWHERE} <= OPTIONS | {"config"}
+
+
+def test_a_misspelled_other_name_leads_to_the_option():
+    assert refuse_option("--epochz", OPTIONS).endswith("Did you mean 'num_train_epochs'?")
+    assert refuse_option("--qqqq", OPTIONS).endswith("See train_simcse.py --help.")
 
 
 def test_every_option_has_a_help_text():
