@@ -40,7 +40,8 @@ _INHERITED = """
 Besides these, all options of transformers'
 [`TrainingArguments`](https://huggingface.co/docs/transformers/main_classes/trainer) are there with
 their own defaults: number of epochs or steps, schedule and warm-up, precision, evaluating, saving,
-logging, the Hub. `python train_simcse.py --help` lists them with the others.
+logging, the Hub. `python train_simcse.py --help` lists them with the others, in groups, and
+`--help batch` those whose name or text has the word.
 """
 _RECIPES_HEAD = """# Recipes
 

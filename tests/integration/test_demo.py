@@ -47,7 +47,9 @@ def test_what_the_page_shows(tool):
     assert ">1.00<" in found
     assert escape(ODD) in demo.search_html(tool, ODD, 1, 0.5)
     assert "<script>" not in demo.search_html(tool, ODD, 50, 0)
-    assert "Lower it" in demo.search_html(tool, "a dog", 5, 1.5)
+    nothing = demo.search_html(tool, "a dog", 5, 1.5)
+    assert "No sentence has a cosine of 1.50 or above. The nearest is" in nothing
+    assert nothing.count("<li>") == 1
     assert "Write what" in demo.search_html(tool, "  ", 5, 0.5)
     heat = demo.compare_html(tool, "a dog\n\n" + ODD)
     assert heat.count("<td") == 4

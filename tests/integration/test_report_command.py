@@ -50,6 +50,16 @@ def test_a_run_against_another_reading_of_it(folder, monkeypatch, capsys):
     assert (folder / "report/alignment_uniformity.png").is_file()
 
 
+def test_how_it_is_computed_is_said_as_to_the_other_commands(folder, monkeypatch, capsys):
+    words = ["run", "--tasks", "pairs.csv", "--batch_size", "2", "--device", "cpu"]
+    assert report(monkeypatch, *words, "--max_seq_length", "3") == 0
+    short = (folder / "report/report.html").read_text(encoding="utf-8")
+    assert report(monkeypatch, *words) == 0
+    assert (folder / "report/report.html").read_text(encoding="utf-8") != short
+    assert report(monkeypatch, "run", "--tasks", "pairs.csv", "--device", "gpu9") == 2
+    assert "device is 'gpu9', which is not there" in capsys.readouterr().err
+
+
 def test_a_task_of_a_folder_and_no_run(folder, monkeypatch):
     (folder / "data/stsb").mkdir(parents=True)
     (folder / "pairs.csv").rename(folder / "data/stsb/validation.csv")

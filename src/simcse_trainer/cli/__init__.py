@@ -7,10 +7,10 @@ What it needs is imported inside the function: `--help` waits for no torch.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from simcse_trainer.cli import (
     check,
@@ -24,21 +24,49 @@ from simcse_trainer.cli import (
     search,
     train,
 )
+from simcse_trainer.cli.help import HELP, asked_for_help, search_words
 from simcse_trainer.cli.train import print_error, quiet_imports, write_to_any_console
 from simcse_trainer.errors import InputError
+from simcse_trainer.version import __version__
+
+# Hidden: what training, and the class SimCSE, call an option of the other commands.
+ALIASES = {
+    "eval_split": "split",
+    "eval_tasks": "tasks",
+    "max_length": "max_seq_length",
+    "model_revision": "revision",
+    "output_dir": "output",
+    "per_device_eval_batch_size": "batch_size",
+    "pooling": "pooling_mode",
+    "sts_data_dir": "data_dir",
+}
 
 
 def _underscores(name: str) -> str:
     return name.replace("-", "_")
 
 
+def _one_name(name: str) -> str:
+    """Return the name that an option is declared by, without dashes in front."""
+    return ALIASES.get(_underscores(name), _underscores(name))
+
+
+class _Group(TyperGroup):
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take `--help COMMAND` as `COMMAND --help`."""
+        if args[:1] and args[0] in HELP and args[1:2] and args[1] in self.commands:
+            args = [args[1], HELP[-1], *args[2:]]
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
     name="simcse-trainer",
     help="Train sentence embeddings with SimCSE, and use them.",
+    cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # --data_dir, as training's options are written, and --data-dir are one.
-    context_settings={"token_normalize_func": _underscores},
+    context_settings={"token_normalize_func": _underscores, "help_option_names": [*HELP]},
 )
 
 
@@ -47,22 +75,53 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat such an option before every further value, which is how typer takes them."""
+        wanted, searched = asked_for_help(args) if ctx.help_option_names else (False, "")
+        if wanted and searched:
+            self.params = self._search(searched)
+            typer.echo(ctx.get_help())
+            ctx.exit()
         several = {
-            _underscores(o) for p in self.params if getattr(p, "multiple", False) for o in p.opts
+            _underscores(o).lstrip("_")
+            for p in self.params
+            if getattr(p, "multiple", False)
+            for o in p.opts
         }
         words, option, values = [], "", 0
         for word in args:
             if word.startswith("-"):
                 option, values = word, 0
-            elif _underscores(option) in several:
+            elif _one_name(option.lstrip("-")) in several:
                 words += [option] if values else []
                 values += 1
             words.append(word)
         return super().parse_args(ctx, words)
 
+    def _search(self, word: str) -> list[Any]:
+        """Return the options whose name or text has the word.
+
+        Raises:
+            InputError: There is none.
+        """
+        options = {p.name: p for p in self.params if p.opts and p.opts[0].startswith("-")}
+        found = search_words(word, {n: getattr(p, "help", "") or "" for n, p in options.items()})
+        return [options[name] for name in found]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"simcse-trainer {__version__}")
+        raise typer.Exit
+
 
 @app.callback()
-def _callback() -> None:
+def _callback(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", help="Print the version.", is_eager=True, callback=_print_version
+        ),
+    ] = False,
+) -> None:
     """Train sentence embeddings with SimCSE, and use them."""
 
 
@@ -83,7 +142,8 @@ for _command in _commands:
     app.command(
         cls=_Command,
         epilog=f"Example: {_command.EXAMPLE}",
-        context_settings=getattr(_command, "CONTEXT", None),
+        # Options of training keep their names, where a command takes those as well.
+        context_settings=getattr(_command, "CONTEXT", {"token_normalize_func": _one_name}),
     )(getattr(_command, _name))
 
 

@@ -14,8 +14,10 @@ from simcse_trainer.cli.models import (
     Device,
     Dtype,
     IndexFolder,
+    MaxSeqLength,
     Model,
     Revision,
+    TruncateDim,
     TrustRemoteCode,
 )
 
@@ -33,6 +35,8 @@ def demo(
         int | None,
         typer.Option(min=1, max=65535, help="Default: the first free one from 7860."),
     ] = None,
+    truncate_dim: TruncateDim = None,
+    max_seq_length: MaxSeqLength = None,
     batch_size: BatchSize = 64,
     device: Device = None,
     revision: Revision = None,
@@ -52,6 +56,8 @@ def demo(
         index,
         device=device,
         batch_size=batch_size,
+        truncate_dim=truncate_dim,
+        max_seq_length=max_seq_length,
         **loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation),
     )
     page = serve(simcse, host=host, port=port)

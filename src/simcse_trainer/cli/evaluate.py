@@ -8,12 +8,16 @@ from typing import Annotated
 import typer
 
 from simcse_trainer.cli.models import (
+    TASKS,
     AttnImplementation,
     BaseModel,
     BatchSize,
+    DataDir,
+    Device,
     Dtype,
     MaxSeqLength,
     Revision,
+    Split,
     TrustRemoteCode,
 )
 
@@ -35,16 +39,11 @@ def evaluate(
             "folders of --data_dir; files of sentence1, sentence2, score. Default: the seven STS "
             "tasks of the paper, or all of --data_dir.",
             show_default=False,
+            rich_help_panel=TASKS,
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of the STS tasks.")] = "test",
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--data_dir",
-            help="Folder of <task>/<split>.csv to use instead of the Hub's data sets.",
-        ),
-    ] = None,
+    split: Split = "test",
+    data_dir: DataDir = None,
     output: Annotated[
         Path | None, typer.Option(help="Also write the results here, as JSON.")
     ] = None,
@@ -66,6 +65,7 @@ def evaluate(
     ] = None,
     max_seq_length: MaxSeqLength = None,
     batch_size: BatchSize = 128,
+    device: Device = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = "false",
     base_model: BaseModel = None,
@@ -89,6 +89,7 @@ def evaluate(
             whitening_file=whitening_file,
             max_seq_length=max_seq_length,
             batch_size=batch_size,
+            device=device,
             **loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation),
         )
     )

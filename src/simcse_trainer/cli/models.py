@@ -11,6 +11,14 @@ import typer
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.choices import DTYPES
 
+# Headings of --help.
+LOADING, COMPUTING, CORPUS, TASKS = (
+    "Loading the model",
+    "Computing embeddings",
+    "The corpus",
+    "The evaluation data",
+)
+
 if TYPE_CHECKING:
     from simcse_trainer.inference.simcse import SimCSE
 
@@ -19,22 +27,45 @@ Model: TypeAlias = Annotated[
 ]
 Device: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="Such as cpu or cuda:1. Default: the accelerator.", show_default=False),
+    typer.Option(
+        help="Such as cpu or cuda:1. Default: the accelerator.",
+        show_default=False,
+        rich_help_panel=COMPUTING,
+    ),
 ]
 BatchSize: TypeAlias = Annotated[
-    int, typer.Option("--batch_size", min=1, help="Sentences per forward pass, at most.")
+    int,
+    typer.Option(
+        "--batch_size",
+        min=1,
+        help="Sentences per forward pass, at most.",
+        rich_help_panel=COMPUTING,
+    ),
 ]
 TruncateDim: TypeAlias = Annotated[
     int | None,
-    typer.Option("--truncate_dim", min=1, help="Keep only the first dimensions of embeddings."),
+    typer.Option(
+        "--truncate_dim",
+        min=1,
+        help="Keep only the first dimensions of embeddings.",
+        rich_help_panel=COMPUTING,
+    ),
 ]
 MaxSeqLength: TypeAlias = Annotated[
     int | None,
-    typer.Option("--max_seq_length", help="In tokens. Default: as the folder says."),
+    typer.Option(
+        "--max_seq_length",
+        help="In tokens. Default: as the folder says.",
+        rich_help_panel=COMPUTING,
+    ),
 ]
 Revision: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="Of a model on the Hub: branch, tag or commit.", show_default=False),
+    typer.Option(
+        help="Of a model on the Hub: branch, tag or commit.",
+        show_default=False,
+        rich_help_panel=LOADING,
+    ),
 ]
 TrustRemoteCode: TypeAlias = Annotated[
     str,
@@ -43,6 +74,7 @@ TrustRemoteCode: TypeAlias = Annotated[
         help="true: run the code that comes with the model. Read it first, and pin --revision.",
         metavar="true|false",
         callback=lambda value: _read_flag(value),
+        rich_help_panel=LOADING,
     ),
 ]
 BaseModel: TypeAlias = Annotated[
@@ -51,6 +83,7 @@ BaseModel: TypeAlias = Annotated[
         "--base_model",
         help="The base model of an adapter, where it is not where it was.",
         show_default=False,
+        rich_help_panel=LOADING,
     ),
 ]
 Dtype: TypeAlias = Annotated[
@@ -59,6 +92,7 @@ Dtype: TypeAlias = Annotated[
         help="Of the weights: float32, bfloat16 or float16. Default: as the folder says.",
         show_default=False,
         callback=lambda value: _read_dtype(value),
+        rich_help_panel=LOADING,
     ),
 ]
 AttnImplementation: TypeAlias = Annotated[
@@ -68,17 +102,35 @@ AttnImplementation: TypeAlias = Annotated[
         help="How padded batches compute attention, such as sdpa or eager. Default: as the folder "
         "says.",
         show_default=False,
+        rich_help_panel=LOADING,
     ),
 ]
 Corpus: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        help="The sentences: a text a line, or the column of csv, tsv, json, jsonl or parquet."
+        help="The sentences: a text a line, or the column of csv, tsv, json, jsonl or parquet.",
+        rich_help_panel=CORPUS,
     ),
 ]
 
 IndexFolder: TypeAlias = Annotated[
-    Path | None, typer.Option("--index", help="Instead of --corpus: the folder of --save_index.")
+    Path | None,
+    typer.Option(
+        "--index",
+        help="Instead of --corpus: the folder of --save_index.",
+        rich_help_panel=CORPUS,
+    ),
+]
+Split: TypeAlias = Annotated[
+    str, typer.Option(help="Of the tasks that are named.", rich_help_panel=TASKS)
+]
+DataDir: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--data_dir",
+        help="Folder of <task>/<split>.csv to use instead of the Hub's data sets.",
+        rich_help_panel=TASKS,
+    ),
 ]
 
 
@@ -132,6 +184,7 @@ def load_with_index(
     device: str | None,
     batch_size: int,
     truncate_dim: int | None = None,
+    max_seq_length: int | None = None,
     storage: str = "float32",
     **options: Any,
 ) -> SimCSE:
@@ -142,7 +195,9 @@ def load_with_index(
     """
     if (corpus is None) == (index is None):
         raise InputError("Pass either --corpus, a file of sentences, or --index, a saved one.")
-    simcse = load_simcse(name, device, truncate_dim=truncate_dim, **options)
+    simcse = load_simcse(
+        name, device, truncate_dim=truncate_dim, max_seq_length=max_seq_length, **options
+    )
     if index is not None:
         simcse.load_index(index)
     elif corpus is not None:

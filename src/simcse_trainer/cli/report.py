@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from simcse_trainer.cli.models import (
+    TASKS,
     AttnImplementation,
     BaseModel,
+    BatchSize,
+    DataDir,
+    Device,
     Dtype,
+    MaxSeqLength,
     Revision,
+    Split,
     TrustRemoteCode,
 )
 
@@ -44,20 +50,21 @@ def report(
         list[str],
         typer.Option(
             help="Scored pairs: tasks' names, or files of sentence1, sentence2, score. Several "
-            "are put together."
+            "are put together.",
+            rich_help_panel=TASKS,
         ),
     ] = ["stsb"],  # noqa: B006 - typer copies it
-    split: Annotated[str, typer.Option(help="Of the tasks that are named.")] = "test",
-    data_dir: Annotated[
-        str | None,
-        typer.Option("--data_dir", help="Folder of <task>/<split>.csv. Default: from the Hub."),
-    ] = None,
+    split: Split = "test",
+    data_dir: DataDir = None,
     run: Annotated[
         Path | None,
         typer.Option(
             help="The output_dir of the training run whose path is drawn. Default: MODEL."
         ),
     ] = None,
+    max_seq_length: MaxSeqLength = None,
+    batch_size: BatchSize = 128,
+    device: Device = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = "false",
     base_model: BaseModel = None,
@@ -74,8 +81,14 @@ def report(
 
     require_matplotlib()
     path = _read_path(run, model)
-    loaded = load_sts_tasks(tasks, split=split, data_dir=data_dir, options=EVALUATE_OPTIONS)
-    options = loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation)
+    folder = None if data_dir is None else str(data_dir)
+    loaded = load_sts_tasks(tasks, split=split, data_dir=folder, options=EVALUATE_OPTIONS)
+    options = {
+        "max_seq_length": max_seq_length,
+        "batch_size": batch_size,
+        "device": device,
+        **loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation),
+    }
     measured = _measure(model, None, loaded, **options)
     other = None
     if baseline:
@@ -93,18 +106,26 @@ def report(
     typer.echo(f"The report is {page}; its figures are beside it.")
 
 
-def _measure(name: str, pooling_mode: str | None, tasks: Any, **options: Any) -> Measured:
+def _measure(
+    name: str,
+    pooling_mode: str | None,
+    tasks: Any,
+    *,
+    device: str | None,
+    batch_size: int,
+    **options: Any,
+) -> Measured:
     import torch
 
     from simcse_trainer.analysis.report import Measured
     from simcse_trainer.analysis.space import measure_space
     from simcse_trainer.cli.models import find_place
+    from simcse_trainer.model.encoding import check_device
     from simcse_trainer.model.modeling import SimCSEModel
 
     model = SimCSEModel.from_pretrained(find_place(name), pooling_mode=pooling_mode, **options)
-    if torch.accelerator.is_available():
-        model.to(torch.accelerator.current_accelerator())
-    space = measure_space(model, tasks, show_progress_bar=True)
+    model.to(check_device(device or torch.accelerator.current_accelerator() or "cpu"))
+    space = measure_space(model, tasks, batch_size=batch_size, show_progress_bar=True)
     return Measured(_show(name), model.pooling_mode, space)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from simcse_trainer.cli.help import asked_for_help, training_help
 from simcse_trainer.errors import InputError
 
 EXAMPLE = "simcse-trainer train configs/unsup_bert_base.yaml --learning_rate 1e-5"
@@ -32,12 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     quiet_imports()
     write_to_any_console()
-    if {"-h", "--help"} & {*words}:
+    wanted, word = asked_for_help(words)
+    if wanted:
         _forget_peft()
     # Models, data sets and the Trainer take seconds to import: only once the options are right.
-    from simcse_trainer.cli.config import parse_arguments
+    from simcse_trainer.cli.config import build_parser, parse_arguments
 
     try:
+        if wanted:
+            print(training_help(build_parser(), word))
+            return 0
         parsed = parse_arguments(words)
         from simcse_trainer.training.processes import find_command
         from simcse_trainer.training.run import run_training

@@ -26,6 +26,7 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.published import find_backbone
 from simcse_trainer.evaluation.sts import SPACE_METRICS, Encoder
 from simcse_trainer.evaluation.suite import Suite, encode_once, evaluate_suite, evaluate_whitened
+from simcse_trainer.model.encoding import check_device
 from simcse_trainer.model.finite import is_finite, not_finite
 from simcse_trainer.model.io.layout import UnsupportedModulesError
 from simcse_trainer.model.modeling import SimCSEModel
@@ -54,6 +55,7 @@ def load_readings(
     *,
     pooling_modes: Sequence[str] = (),
     batch_size: int = 128,
+    device: str | None = None,
     **options: Any,
 ) -> Iterator[PoolingVariant]:
     """Load a model once, and read it in one way or several.
@@ -63,6 +65,7 @@ def load_readings(
         pooling_modes: Read the backbone by each of these, without a head. By default as the
             folder says; a plain backbone then by `cls`.
         batch_size: Sentences per forward pass.
+        device: Where to compute; by default a GPU, else the CPU.
         options: For `SimCSEModel.from_pretrained`: max_seq_length, revision, ...
 
     Raises:
@@ -83,9 +86,10 @@ def load_readings(
             raise InputError(
                 f"{_cause(error)} Leave out --pooling_mode to read it as its folder says."
             ) from error
-        yield _through_sentence_transformers(name_or_path, error, batch_size, **options)
+        place = _device(device)
+        yield _through_sentence_transformers(name_or_path, error, batch_size, place, **options)
         return
-    model.to(_device())
+    model.to(_device(device))
     for mode in dict.fromkeys(pooling_modes or [model.pooling_mode]):
         model.pooling_mode = mode
         headed = model.head is not None and model.mlp_only_train is False
@@ -101,6 +105,7 @@ def _through_sentence_transformers(
     name_or_path: str,
     error: UnsupportedModulesError,
     batch_size: int,
+    device: torch.device,
     max_seq_length: int | None = None,
     **options: Any,
 ) -> PoolingVariant:
@@ -117,7 +122,7 @@ def _through_sentence_transformers(
         raise InputError(f"{_cause(error)} Leave out --base_model.") from error
     options |= {"model_kwargs": given} if given else {}
     try:
-        model = SentenceTransformer(name_or_path, device=str(_device()), **options)
+        model = SentenceTransformer(name_or_path, device=str(device), **options)
     except (OSError, ValueError, ImportError) as failure:
         reason = str(failure).strip().splitlines()[0]
         raise InputError(f"{_cause(error)} Nor does sentence-transformers: {reason}") from failure
@@ -147,8 +152,8 @@ def _is_watched() -> bool:
     return sys.stderr.isatty()
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _device(name: str | None) -> torch.device:
+    return check_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 _PACKAGES = ("simcse-trainer", "torch", "transformers", "scikit-learn", "sentence-transformers")

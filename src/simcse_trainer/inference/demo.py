@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from html import escape
@@ -138,9 +139,11 @@ def search_html(simcse: SimCSE, query: str, top_k: float, threshold: float) -> s
     """Show the hits of a query as a list with bars, or say what is missing."""
     if not query.strip():
         return "<p>Write what you are looking for.</p>"
-    hits: Any = simcse.search(query, top_k=int(top_k), threshold=threshold)
+    nearest: Any = simcse.search(query, top_k=int(top_k), threshold=-math.inf)
+    hits = [hit for hit in nearest if hit[1] >= threshold]
     if not hits:
-        return f"<p>No sentence has a cosine of {threshold:.2f} or above. Lower it.</p>"
+        said = f"<p>No sentence has a cosine of {threshold:.2f} or above. The nearest is</p>"
+        return said + _list_hits(nearest[:1])
     return _list_hits(hits)
 
 

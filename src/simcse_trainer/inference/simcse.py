@@ -31,6 +31,7 @@ from simcse_trainer.inference.index import (
     read_index,
     write_index,
 )
+from simcse_trainer.model.encoding import check_device
 from simcse_trainer.model.io.layout import read_layout
 from simcse_trainer.model.io.loading import choose_max_length
 from simcse_trainer.model.io.resolve import resolve_model
@@ -120,7 +121,7 @@ class SimCSE:
             raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {full}.")
         self.truncate_dim = truncate_dim
         default = torch.accelerator.current_accelerator() or torch.device("cpu")
-        self.device = default if device is None else _check_device(device)
+        self.device = default if device is None else check_device(device)
         # A tokenizer keeps how it cuts texts, a model where it is: one block at a time.
         self._lock = threading.Lock()
         self.num_cells = num_cells
@@ -425,7 +426,7 @@ class SimCSE:
         max_length: int | None,
     ) -> Tensor:
         with self._lock:
-            self.device = self.device if device is None else _check_device(device)
+            self.device = self.device if device is None else check_device(device)
             if self.model.device != torch.device(self.device):
                 self.model.to(self.device)
             usual, tokenizer = self.model.max_seq_length, self.model.tokenizer
@@ -448,15 +449,3 @@ def _read_pooler(pooler: str) -> dict[str, str]:
         raise InputError(f"pooler is '{pooler}'; expected one of {', '.join(_POOLERS)}.")
     pooling_mode, head = _POOLERS[pooler]
     return {"pooling_mode": pooling_mode, "projection_head": head}
-
-
-def _check_device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device is '{device}', which is not there ({str(error).splitlines()[0]}). "
-            "Use one such as cpu, cuda or cuda:1."
-        ) from error
-    return found

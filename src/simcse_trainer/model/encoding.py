@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from simcse_trainer.errors import InputError
 from simcse_trainer.model.cpu.layers import use_cpu_kernels
 from simcse_trainer.model.finite import not_finite
 from simcse_trainer.model.packing import build_batch
@@ -92,3 +93,20 @@ def cut_batches(lengths: Sequence[int], sentences: int, tokens: int) -> list[sli
             start, total = i, 0
         total += length
     return [*batches, slice(start, len(lengths))] if lengths else []
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """Return the device of a name.
+
+    Raises:
+        InputError: It is not there.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device is '{device}', which is not there ({str(error).splitlines()[0]}). "
+            "Use one such as cpu, cuda or cuda:1."
+        ) from error
+    return found

@@ -71,6 +71,7 @@ def test_the_tables_and_the_json_say_the_same(tmp_path, data_dir):
     model = model_folder(tmp_path / "model", pooling_mode="mean")
     # Both spellings, and values as training's options take them.
     words = (tmp_path / "model", "--tasks", "mine", "stsb", "mrpc", "--data-dir", data_dir)
+    words += ("--device", "cpu")
     out = run(*words, "--output", tmp_path / "out" / "results.json")
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     (row,) = found["rows"]

@@ -63,10 +63,16 @@ def test_a_saved_index_is_searched_without_the_corpus(folder, monkeypatch, capsy
     assert first.splitlines()[1].startswith("  1.00  ")
 
 
-def test_nothing_found_is_said(folder, monkeypatch, capsys):
+def test_where_nothing_reaches_the_threshold_the_nearest_is_shown(folder, monkeypatch, capsys):
     words = ("--corpus", "corpus.txt", "--threshold", "1.5")
-    assert run(monkeypatch, "search", "model", "a dog", *words) == 0
-    assert capsys.readouterr().out == "a dog\n  nothing at 1.5 or above\n\n"
+    assert run(monkeypatch, "search", "model", TEXTS[3], *words) == 0
+    said = f"{TEXTS[3]}\n  nothing at 1.5 or above\n  the nearest: 1.00  {TEXTS[3]}\n\n"
+    assert capsys.readouterr().out == said
+    assert run(monkeypatch, "search", "model", TEXTS[3], *words, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["results"] == []
+    (nearest,) = found["nearest"]
+    assert nearest == {"sentence": TEXTS[3], "score": pytest.approx(1, abs=1e-5)}
 
 
 @pytest.mark.parametrize(
