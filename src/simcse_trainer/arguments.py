@@ -227,12 +227,16 @@ class DataArguments:
     )
     eval_tasks: list[str] = _option(
         [],
-        "STS tasks to evaluate on: names (stsb, sickr, sts12 ... sts16, korsts), folders of "
-        "sts_data_dir, or files of sentence1, sentence2, score.",
+        "Tasks to evaluate on: names (stsb, sickr, sts12 ... sts16, korsts), folders of "
+        "sts_data_dir, files of sentence1, sentence2, score. For retrieval: files of queries and "
+        "relevant passages (sent0, sent1, or what columns names), or folders as BEIR's.",
     )
     eval_split: str = _option("validation", "Split of the evaluation tasks.")
     sts_data_dir: str | None = _option(
         None, "Folder of <task>/<split>.csv files to use instead of the Hub's data sets."
+    )
+    eval_corpus: str | None = _option(
+        None, "Further passages among which evaluation pairs have to find theirs: a text a line."
     )
     neighbor_queries: list[str] = _option(
         [],

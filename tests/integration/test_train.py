@@ -8,7 +8,9 @@ import sys
 
 import pytest
 from helpers import ROOT
+from helpers.retrieval import random_texts
 from helpers.runs import LINES, train
+from huggingface_hub import ModelCard
 
 from simcse_trainer import SimCSEModel
 
@@ -28,6 +30,42 @@ def test_a_run_ends_with_scores_neighbours_and_a_folder(run, capsys, tmp_path):
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     assert "35 rows of sent0, sent1, hard_neg from triplets.csv, 4 steps." in card
     assert SimCSEModel.from_pretrained("out").encode(["a man"]).shape == (1, 32)
+
+
+def test_a_run_on_ones_own_pairs_chooses_by_retrieval(run, capsys, tmp_path):
+    texts = random_texts(60, 2)
+    rows = [f"{a},{b}" for a, b in zip(texts[:40], texts[20:], strict=False)]
+    for name, part in (("faq.csv", rows[:20]), ("held out.csv", rows[20:])):
+        (tmp_path / name).write_text("\n".join(["frage,antwort", *part]))
+    (tmp_path / "more.txt").write_text("\n".join(LINES))
+    options = {"train_file": "faq.csv", "columns": ["frage", "antwort"], "eval_corpus": "more.txt"}
+    options |= {"eval_tasks": "held out.csv", "eval_strategy": "steps", "eval_steps": 2}
+    options |= {"save_strategy": "best", "metric_for_best_model": "recall_at_10"}
+    assert train(run | options | {"neighbor_queries": ["a man sleeps"]}) == 0
+    out = capsys.readouterr().out
+    table = next(line for line in out.splitlines() if line.startswith("held out nDCG@10"))
+    assert "Retrieval x 100" in out
+    assert "Spearman" not in out
+    assert any(word in out for word in ("Better: ", "Worse: ", "Neither better"))
+    assert "a man sleeps" in out
+    results = json.loads((tmp_path / "out/all_results.json").read_text())
+    assert results["eval_held out_ndcg_at_10"] == pytest.approx(float(table.split()[4]), abs=0.01)
+    state = json.loads((tmp_path / "out/trainer_state.json").read_text())
+    scores = [e["eval_recall_at_10"] for e in state["log_history"] if "eval_recall_at_10" in e]
+    assert state["best_metric"] == max(scores)
+    card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
+    assert "| Task | Before | After |" in card
+    (shown,) = [line for line in card.splitlines() if line.startswith("| held out nDCG@10 |")]
+    assert shown.split(" | ")[2].rstrip(" |") == table.split()[4]
+    (result,) = [r for r in ModelCard(card).data.eval_results if r.metric_type == "cosine_ndcg@10"]
+    assert result.task_type == "information-retrieval"
+    assert result.metric_value == pytest.approx(float(table.split()[4]))
+    assert "was not compared with human judgements" in card
+
+
+def test_a_corpus_without_pairs_is_refused(run, capsys):
+    assert train(run | {"eval_corpus": "train.txt"}) == 2
+    assert "--eval_corpus adds passages" in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

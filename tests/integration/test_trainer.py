@@ -9,6 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.checks import mostly_slow
+from helpers.retrieval import random_texts
 from helpers.training import (
     NO_DROPOUT,
     PAIRS,
@@ -21,7 +22,9 @@ from helpers.training import (
 from transformers import TrainerCallback
 
 from simcse_trainer import InputError, SimCSEModel, SimCSETrainer
+from simcse_trainer.data.retrieval import pairs_to_retrieval
 from simcse_trainer.data.tokenization import tokenize_dataset
+from simcse_trainer.evaluation.retrieval import evaluate_retrieval
 
 
 class TestData:
@@ -166,6 +169,46 @@ class TestEvaluation:
         scores = [e["eval_sts_spearman"] for e in trainer.state.log_history if "eval_avg_sts" in e]
         assert trainer.state.best_metric == max(scores)
         assert trainer.evaluate()["eval_sts_spearman"] == pytest.approx(max(scores))
+
+    def test_pairs_without_a_score_are_retrieval(self, tmp_path):
+        texts = random_texts(40, 1)
+        pairs = {"sent0": texts[:20], "sent1": texts[20:]}
+        trainer = SimCSETrainer(
+            build_model(), build_args(tmp_path), TRIPLETS, Dataset.from_dict(pairs)
+        )
+        found = trainer.evaluate()
+        assert found["eval_retrieval_recall_at_10"] == found["eval_recall_at_10"]
+        data = pairs_to_retrieval(zip(*pairs.values(), strict=True), source="x")
+        expected = evaluate_retrieval(trainer.encode, trainer.encode, {"retrieval": data})
+        assert 0 < expected["ndcg_at_10"] < 100
+        assert found["eval_ndcg_at_10"] == pytest.approx(expected["ndcg_at_10"])
+        both = trainer.evaluate({"faq": data, "stsb": Dataset.from_dict(PAIRS)})
+        assert both["eval_faq_mrr_at_10"] == found["eval_mrr_at_10"]
+        assert "eval_stsb_spearman" in both
+        with pytest.raises(InputError, match=r"eval_dataset row 2: column 'sent1' is empty"):
+            trainer.evaluate(Dataset.from_dict({"sent0": ["a", "b"], "sent1": ["c", " "]}))
+
+    @pytest.mark.parametrize("metric", [None, "recall_at_10", "eval_faq_mrr_at_10"])
+    def test_the_best_model_by_retrieval(self, metric, tmp_path):
+        texts = random_texts(60, 1)
+        args = build_args(
+            tmp_path,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="steps",
+            save_steps=2,
+            load_best_model_at_end=True,
+            learning_rate=0.05,
+            metric_for_best_model=metric,
+        )
+        pairs = {"query": texts[:30], "passage": texts[30:]}
+        trainer = SimCSETrainer(build_model(), args, TRIPLETS, {"faq": Dataset.from_dict(pairs)})
+        trainer.train()
+        key = f"eval_{(metric or 'ndcg_at_10').removeprefix('eval_')}"
+        scores = [e[key] for e in trainer.state.log_history if key in e]
+        assert len(set(scores)) > 1
+        assert trainer.state.best_metric == max(scores)
+        assert trainer.evaluate()[key] == pytest.approx(max(scores))
 
     def test_a_metric_that_no_task_gives_is_refused_at_the_start(self, tmp_path):
         args = build_args(

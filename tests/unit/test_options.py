@@ -17,7 +17,7 @@ OPTIONS = {
     DataArguments: """
         train_file dataset_name dataset_config_name dataset_split columns encoding
         delimiter column_names nli_triplets drop_invalid_rows streaming shuffle_buffer_size
-        preprocessing_num_workers eval_tasks eval_split sts_data_dir neighbor_queries
+        preprocessing_num_workers eval_tasks eval_split sts_data_dir eval_corpus neighbor_queries
     """,
     SimCSETrainingArguments: """
         overwrite_output_dir temperature hard_negative_weight mask_duplicate_negatives

@@ -427,10 +427,21 @@ def _panels(log_history: _LogHistory) -> list[tuple[str, str, _Points, dict[str,
 
 def _score(log_history: _LogHistory) -> tuple[str, _Points]:
     """Return the mean over the tasks, or a single task under its own name."""
-    keys = {key for entry in log_history for key in entry if key.endswith("_spearman")}
-    tasks = {key.removeprefix("eval_").removesuffix("_spearman") for key in keys}
-    name = next(iter(tasks)) if len(tasks) == 1 else "mean STS"
-    return f"{name}\n(Spearman x 100)", _points(log_history, "eval_avg_sts")
+    name = _name_task(log_history, "_spearman")
+    if name or not _name_task(log_history, "_ndcg_at_10"):
+        return f"{name or 'mean STS'}\n(Spearman x 100)", _points(log_history, "eval_avg_sts")
+    name = _name_task(log_history, "_ndcg_at_10")
+    return f"{name}\n(nDCG@10 x 100)", _points(log_history, "eval_ndcg_at_10")
+
+
+def _name_task(log_history: _LogHistory, ending: str) -> str:
+    """Return the task with such a score, "mean STS" or "mean" of several, "" of none."""
+    keys = {key for entry in log_history for key in entry if key.endswith(ending)}
+    tasks = sorted(
+        {key.removeprefix("eval_").removesuffix(ending) for key in keys - {"eval" + ending}}
+    )
+    mean = "mean STS" if ending == "_spearman" else "mean"
+    return tasks[0] if len(tasks) == 1 else mean if tasks else ""
 
 
 def _points(log_history: _LogHistory, key: str) -> _Points:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -16,12 +16,40 @@ from simcse_trainer.cli.models import (
     Device,
     Dtype,
     MaxSeqLength,
+    PairColumns,
+    PairCorpus,
     Revision,
     Split,
     TrustRemoteCode,
 )
 
+if TYPE_CHECKING:
+    from simcse_trainer.evaluation.suite import Suite
+
 EXAMPLE = "simcse-trainer evaluate outputs/unsup_bert_base --tasks stsb sickr --output results.json"
+
+
+Tasks: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tasks",
+        help="sts12 ... sts16, stsb, sickr, korsts; mr, cr, subj, mpqa, sst2, trec, mrpc; "
+        "folders of --data_dir; files of sentence1, sentence2, score. For retrieval: files of "
+        "queries and relevant passages, and folders as BEIR's. Default: the seven STS tasks of the "
+        "paper, or all of --data_dir.",
+        show_default=False,
+        rich_help_panel=TASKS,
+    ),
+]
+PoolingModes: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pooling_mode",
+        help="Read the backbone by these, without a head, a row each: cls, mean, max, lasttoken, "
+        "weightedmean, avg_top2, avg_first_last. Default: as the folder says.",
+        show_default=False,
+    ),
+]
 
 
 def evaluate(
@@ -31,31 +59,15 @@ def evaluate(
             help="The output_dir of a run, a folder or a name on the Hub, trained or plain."
         ),
     ],
-    tasks: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--tasks",
-            help="sts12 ... sts16, stsb, sickr, korsts; mr, cr, subj, mpqa, sst2, trec, mrpc; "
-            "folders of --data_dir; files of sentence1, sentence2, score. Default: the seven STS "
-            "tasks of the paper, or all of --data_dir.",
-            show_default=False,
-            rich_help_panel=TASKS,
-        ),
-    ] = None,
+    tasks: Tasks = None,
     split: Split = "test",
     data_dir: DataDir = None,
+    columns: PairColumns = None,
+    corpus: PairCorpus = None,
     output: Annotated[
         Path | None, typer.Option(help="Also write the results here, as JSON.")
     ] = None,
-    pooling_mode: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--pooling_mode",
-            help="Read the backbone by these, without a head, a row each: cls, mean, max, "
-            "lasttoken, weightedmean, avg_top2, avg_first_last. Default: as the folder says.",
-            show_default=False,
-        ),
-    ] = None,
+    pooling_mode: PoolingModes = None,
     whitening: Annotated[
         bool, typer.Option("--whitening", help="Also a row after whitening on each task's texts.")
     ] = False,
@@ -72,14 +84,20 @@ def evaluate(
     dtype: Dtype = None,
     attn_implementation: AttnImplementation = None,
 ) -> None:
-    """Print a model's scores beside the paper's: STS, transfer, and the spread of embeddings."""
+    """Print a model's scores: STS and transfer beside the paper's, retrieval, and the space."""
     from simcse_trainer.cli.models import find_place, loading_options
-    from simcse_trainer.evaluation.encoders import count_sentences, evaluate_model, write_results
+    from simcse_trainer.evaluation.encoders import evaluate_model, write_results
     from simcse_trainer.evaluation.published import format_tables
     from simcse_trainer.evaluation.suite import default_tasks, load_suite
 
     folder = None if data_dir is None else str(data_dir)
-    suite = load_suite(tasks or default_tasks(split, folder), split=split, data_dir=folder)
+    suite = load_suite(
+        tasks or default_tasks(split, folder),
+        split=split,
+        data_dir=folder,
+        columns=columns or (),
+        corpus=corpus,
+    )
     rows = list(
         evaluate_model(
             str(find_place(model)),
@@ -93,9 +111,18 @@ def evaluate(
             **loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation),
         )
     )
-    count = count_sentences(suite)
-    typer.echo(f"{model}: {count['all']} sentences, {count['different']} different\n")
+    typer.echo(f"{model}: {_count(suite)}\n")
     typer.echo(format_tables({row.label: row.results for row in rows}, rows[0].backbone))
     if output is not None:
         write_results(output, model, split, suite, rows)
         typer.echo(f"\nWritten to {output}.")
+
+
+def _count(suite: Suite) -> str:
+    from simcse_trainer.evaluation.encoders import count_sentences
+
+    count = count_sentences(suite)
+    said = [f"{count['all']} sentences, {count['different']} different"] if count["all"] else []
+    for name, data in suite.retrieval.items():
+        said.append(f"{name}: {len(data.queries)} queries, {data.passages} passages")
+    return "; ".join(said)

@@ -112,7 +112,22 @@ Corpus: TypeAlias = Annotated[
         rich_help_panel=CORPUS,
     ),
 ]
-
+PairColumns: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        help="Of pairs for retrieval: the column of queries, and that of relevant passages. "
+        "Default: sent0, sent1, or query, passage, or the two that there are.",
+        show_default=False,
+    ),
+]
+PairCorpus: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="For pairs: further passages to find theirs among, a text a line, or the column of "
+        "csv, tsv, json, jsonl or parquet."
+    ),
+]
 IndexFolder: TypeAlias = Annotated[
     Path | None,
     typer.Option(

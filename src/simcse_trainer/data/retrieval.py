@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from simcse_trainer.data import readers, schema
 from simcse_trainer.data.texts import read_texts
@@ -95,6 +96,31 @@ def read_pairs(path: str | Path, columns: Sequence[str] | None = None) -> Iterat
         if problem is not None:
             raise InputError(f"{file} row {row.number}: {problem}. Fix the row, or leave it out.")
         yield str(row.values[found[0]]), str(row.values[found[1]])
+
+
+def dataset_to_retrieval(data: Any, *, source: str) -> RetrievalData | None:
+    """Take evaluation data that was given in Python, if it is pairs without a score.
+
+    Args:
+        data: A data set, or a mapping of lists.
+        source: Its name in errors, where rows are counted from 1.
+
+    Returns:
+        None where its columns are not those of pairs.
+
+    Raises:
+        InputError: For the reasons of `pairs_to_retrieval`, or a row with an empty text.
+    """
+    found = find_pair_columns(list(getattr(data, "column_names", None) or data))
+    if found is None:
+        return None
+    mapping = dict(zip(("query", "passage"), found, strict=True))
+    pairs = list(zip(*(list(data[name]) for name in found), strict=True))
+    for number, pair in enumerate(pairs, start=1):
+        problem = schema.find_problem(dict(zip(found, pair, strict=True)), mapping)
+        if problem is not None:
+            raise InputError(f"{source} row {number}: {problem}. Fix the row, or leave it out.")
+    return pairs_to_retrieval(pairs, source=source)
 
 
 def pairs_to_retrieval(

@@ -24,6 +24,7 @@ from torch import Tensor
 from simcse_trainer.data.pairs import load_texts
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.published import find_backbone
+from simcse_trainer.evaluation.retrieval import evaluate_retrieval
 from simcse_trainer.evaluation.sts import SPACE_METRICS, Encoder
 from simcse_trainer.evaluation.suite import Suite, encode_once, evaluate_suite, evaluate_whitened
 from simcse_trainer.model.encoding import check_device
@@ -219,6 +220,11 @@ def evaluate_model(
     Raises:
         InputError: See `load_readings`, `load_texts` and `evaluate_transfer`.
     """
+    if suite.retrieval and (whitening or whitening_file is not None):
+        raise InputError(
+            "Whitening is fitted on the texts of STS and transfer tasks; leave out --whitening and "
+            f"--whitening_file, or the tasks of retrieval: {', '.join(suite.retrieval)}."
+        )
     fit_on = [] if whitening_file is None else load_texts(whitening_file)
     texts = [text for task in suite.texts().values() for text in task] + fit_on
     ways: dict[str | None, Callable[[Encoder, Suite], dict[str, float]]] = {None: evaluate_suite}
@@ -233,6 +239,8 @@ def evaluate_model(
         length, backbone = reading.max_seq_length, find_backbone(reading.config)
         for whitened, way in ways.items():
             results = way(encode, suite)
+            if suite.retrieval:
+                results |= evaluate_retrieval(reading.encode, reading.encode, suite.retrieval)
             yield ResultRow(reading.pooling, whitened, length, seconds, results, backbone)
 
 

@@ -14,6 +14,7 @@ from rich.cells import cell_len, set_cell_size
 
 from simcse_trainer.evaluation import published
 from simcse_trainer.evaluation.sts import SPACE_METRICS
+from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS, split_retrieval_metric
 
 STS_TASKS = ("sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr")
 TRANSFER_TASKS = ("mr", "cr", "subj", "mpqa", "sst2", "trec", "mrpc")
@@ -112,7 +113,7 @@ _TITLES = {"stsb": "STS-B", "sickr": "SICK-R", "korsts": "KorSTS"}
 
 
 def format_tables(rows: Mapping[str, Results], backbone: str | None) -> str:
-    """Format the STS table, the transfer table and the space, each where there is data for it.
+    """Format the tables of STS, transfer, retrieval and the space, each where there is data.
 
     Args:
         rows: Label -> what `evaluate_suite` found, of the same tasks.
@@ -131,11 +132,29 @@ def format_tables(rows: Mapping[str, Results], backbone: str | None) -> str:
                 cells += [(f"{backbone} (Gao et al. 2021, {source})", []), *beside]
             titles = [_TITLES.get(task, task.upper()) for task in tasks]
             tables.append(_format([heading, *titles, "Avg."], cells))
+    if any(metric in found for found in rows.values() for metric in RETRIEVAL_METRICS):
+        tables.append(_format_retrieval(rows))
     space = [name for name in SPACE_METRICS if any(name in found for found in rows.values())]
     if space:
         cells = [(label, [found.get(name) for name in space]) for label, found in rows.items()]
         tables.append(_format(["Lower is better", *space], cells))
     return "\n\n".join(tables)
+
+
+def _format_retrieval(rows: Mapping[str, Results]) -> str:
+    """Format a row for each task and way to read the model, and the mean of several tasks."""
+    split = [split_retrieval_metric(name) for found in rows.values() for name in found]
+    tasks = list(dict.fromkeys(found[0] for found in split if found))
+    shown = [task for task in tasks if task or len(tasks) > 2]
+    cells: list[_Row] = [
+        (
+            f"{label}, {task or 'mean'}",
+            [found.get(f"{task}_{metric}".lstrip("_")) for metric in RETRIEVAL_METRICS],
+        )
+        for label, found in rows.items()
+        for task in shown
+    ]
+    return _format(["Retrieval x 100", *RETRIEVAL_METRICS.values()], cells)
 
 
 def _tasks(rows: Mapping[str, Results], ending: str, order: Sequence[str]) -> list[str]:

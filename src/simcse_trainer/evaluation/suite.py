@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,21 @@ import torch
 from torch import Tensor
 
 from simcse_trainer.data.pairs import file_columns, load_labelled
+from simcse_trainer.data.retrieval import (
+    RetrievalData,
+    find_pair_columns,
+    is_beir,
+    load_beir,
+    pairs_to_retrieval,
+    read_pairs,
+)
+from simcse_trainer.data.schema import require_known
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.published import STS_TASKS
+from simcse_trainer.evaluation.retrieval import evaluate_retrieval
 from simcse_trainer.evaluation.space import fit_whitening
 from simcse_trainer.evaluation.sts import TASKS, Encoder, evaluate_sts, load_sts_tasks
-from simcse_trainer.evaluation.tasks import EVALUATE_OPTIONS
+from simcse_trainer.evaluation.tasks import EVALUATE_OPTIONS, TRAINING_OPTIONS, OptionNames
 from simcse_trainer.evaluation.transfer import (
     TRANSFER_TASKS,
     evaluate_transfer,
@@ -34,10 +44,12 @@ class Suite:
     Attributes:
         sts: Name -> data set of sentence1, sentence2, score.
         transfer: Name -> split -> data set of text or sentence1 and sentence2, and label.
+        retrieval: Name -> queries and passages, which are read again for each evaluation.
     """
 
     sts: dict[str, Any] = field(default_factory=dict)
     transfer: dict[str, dict[str, Any]] = field(default_factory=dict)
+    retrieval: dict[str, RetrievalData] = field(default_factory=dict)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Count examples by task and split; the split of an STS task is called `pairs`."""
@@ -46,10 +58,14 @@ class Suite:
             name: {split: len(data["label"]) for split, data in splits.items()}
             for name, splits in self.transfer.items()
         }
-        return scored | labelled
+        searched = {
+            name: {"queries": len(data.queries), "passages": data.passages}
+            for name, data in self.retrieval.items()
+        }
+        return scored | labelled | searched
 
     def texts(self) -> dict[str, list[str]]:
-        """Return the texts of each task, as often as they occur."""
+        """Return the texts of each task but retrieval, as often as they occur."""
         scored = {name: split_texts(data) for name, data in self.sts.items()}
         labelled = {
             name: [text for data in splits.values() for text in split_texts(data)]
@@ -67,10 +83,11 @@ def default_tasks(split: str, data_dir: str | None) -> list[str]:
         for path in Path(data_dir).glob("*/*.csv")
         if path.stem == split or _is_transfer(path.parent.name, data_dir)
     }
+    there |= {path.name for path in Path(data_dir).glob("*") if is_beir(path)}
     if not there:
         raise InputError(
-            f"{data_dir}: found no <task>/{split}.csv. Check --data_dir and --split, or name files "
-            "with --tasks."
+            f"{data_dir}: found no <task>/{split}.csv and no <task>/corpus.jsonl. Check --data_dir "
+            "and --split, or name files with --tasks."
         )
     order = [*TASKS, *TRANSFER_TASKS]
     return sorted(
@@ -78,21 +95,146 @@ def default_tasks(split: str, data_dir: str | None) -> list[str]:
     )
 
 
-def load_suite(tasks: Sequence[str], *, split: str, data_dir: str | None) -> Suite:
+def load_retrieval(
+    task: str,
+    *,
+    split: str,
+    data_dir: str | None,
+    options: OptionNames,
+    columns: Sequence[str] = (),
+    corpus: str | Path | None = None,
+) -> RetrievalData | None:
+    """Load a task of retrieval: pairs without a score, or a folder as BEIR's.
+
+    Args:
+        task: A file, a folder, or the name of a folder in `data_dir`.
+        split: Name of the split.
+        data_dir: Folder of `<task>/<split>.csv` and of folders as BEIR's.
+        options: How errors call the options to change.
+        columns: Of pairs: names of the queries' column and the passages'.
+        corpus: Of pairs: a file of further passages.
+
+    Returns:
+        None where the task is another.
+
+    Raises:
+        InputError: The data cannot be used.
+    """
+    places = [Path(data_dir, task)] if data_dir is not None else []
+    if task not in TASKS and task not in TRANSFER_TASKS:
+        places.append(Path(task))
+    for folder in places:
+        if is_beir(folder):
+            return load_beir(folder, split, split_option=options.split)
+    file = Path(task) if Path(task).suffix else Path(data_dir or "", task, f"{split}.csv")
+    if not file.is_file():
+        return None
+    names = file_columns(file)
+    if "label" in names or {"sentence1", "sentence2", "score"} <= set(names):
+        return None
+    found = find_pair_columns(names, columns)
+    if found is None:
+        return None
+    return pairs_to_retrieval(read_pairs(file, found), source=str(file), corpus=corpus)
+
+
+def load_training_tasks(
+    tasks: Sequence[str],
+    *,
+    split: str,
+    data_dir: str | None,
+    columns: Sequence[str] = (),
+    corpus: str | None = None,
+) -> dict[str, Any]:
+    """Load what is evaluated on while training: tasks of STS and of retrieval, by name.
+
+    Args:
+        tasks: See `load_sts_tasks` and `load_retrieval`.
+        split: Name of the split.
+        data_dir: See `load_sts_tasks` and `load_retrieval`.
+        columns: Of the training data; they are looked for in files of pairs.
+        corpus: A file of further passages for the pairs.
+
+    Raises:
+        InputError: An unknown task, one whose data cannot be used, or a corpus without pairs.
+    """
+    loaded: dict[str, Any] = {}
+    for task in tasks:
+        found: Any = load_retrieval(
+            task,
+            split=split,
+            data_dir=data_dir,
+            options=TRAINING_OPTIONS,
+            columns=columns,
+            corpus=corpus,
+        )
+        name = name_task(task)
+        if name in loaded:
+            raise InputError(
+                f"Two evaluation tasks are called '{name}', the second is {task}. Rename one file."
+            )
+        if found is None:
+            (found,) = load_sts_tasks([task], split=split, data_dir=data_dir).values()
+        loaded[name] = found
+    check_corpus(corpus, loaded, "--eval_corpus")
+    return loaded
+
+
+def name_task(task: str) -> str:
+    """Return what a task's results are called: by a file's or folder's name, or as it is."""
+    path = Path(task)
+    if path.is_dir():
+        return path.resolve().name
+    return path.name.split(".")[0] if path.suffix else task
+
+
+def check_corpus(corpus: Any, tasks: Mapping[str, Any], option: str) -> None:
+    """Raise InputError where a corpus is given and there is nothing to find in it."""
+    if corpus is not None and not any(isinstance(t, RetrievalData) for t in tasks.values()):
+        raise InputError(
+            f"{option} adds passages to tasks of pairs, and there is none. Leave it out, or add a "
+            "file of queries and relevant passages to the tasks."
+        )
+
+
+def load_suite(
+    tasks: Sequence[str],
+    *,
+    split: str,
+    data_dir: str | None,
+    columns: Sequence[str] = (),
+    corpus: str | Path | None = None,
+) -> Suite:
     """Load tasks by name.
 
     Args:
         tasks: Names of `sts.TASKS` and `transfer.TRANSFER_TASKS`, folders of `data_dir`, or files.
-            What is not known by name is told by its columns: `score` or `label`.
-        split: Of the STS tasks; transfer uses all splits.
+            What is not known by name is told by its columns: `score`, `label`, or neither.
+        split: Of the STS tasks and of retrieval; transfer uses all splits.
         data_dir: See `load_sts_tasks` and `load_transfer_task`; by default from the Hub.
+        columns: See `load_retrieval`, as for `corpus`.
+        corpus: A file of further passages.
 
     Raises:
         InputError: An unknown task, or one whose data cannot be used.
     """
     suite = Suite()
     for task in tasks:
-        if not _is_transfer(task, data_dir):
+        if columns and Path(task).is_file():
+            advice = "Pass --columns with the column of queries and that of passages."
+            require_known(file_columns(task), columns, source=task, advice=advice)
+        found = load_retrieval(
+            task,
+            split=split,
+            data_dir=data_dir,
+            options=EVALUATE_OPTIONS,
+            columns=columns,
+            corpus=corpus,
+        )
+        if found is not None:
+            loaded: dict[str, Any] = {name_task(task): found}
+            target: dict[str, Any] = suite.retrieval
+        elif not _is_transfer(task, data_dir):
             if task not in TASKS and not Path(task).suffix and data_dir is None:
                 raise InputError(
                     f"'{task}' is no known task; expected one of "
@@ -101,7 +243,7 @@ def load_suite(tasks: Sequence[str], *, split: str, data_dir: str | None) -> Sui
             loaded = load_sts_tasks(
                 [task], split=split, data_dir=data_dir, options=EVALUATE_OPTIONS
             )
-            target: dict[str, Any] = suite.sts
+            target = suite.sts
         elif Path(task).suffix:
             loaded = {Path(task).name.split(".")[0]: {"train": load_labelled(task)}}
             target = suite.transfer
@@ -109,15 +251,18 @@ def load_suite(tasks: Sequence[str], *, split: str, data_dir: str | None) -> Sui
             loaded = {task: load_transfer_task(task, data_dir=data_dir, options=EVALUATE_OPTIONS)}
             target = suite.transfer
         (name,) = loaded
-        if name in suite.sts or name in suite.transfer:
+        if any(name in part for part in (suite.sts, suite.transfer, suite.retrieval)):
             raise InputError(f"Two tasks are called '{name}'. Leave one out, or rename its file.")
         target |= loaded
+    check_corpus(corpus, suite.retrieval, "--corpus")
     return suite
 
 
 def encode_once(encode: Encoder, texts: Iterable[str]) -> Encoder:
     """Encode every different text, and look embeddings up from then on."""
     rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    if not rows:
+        return encode
     embeddings = encode(list(rows))
 
     def look_up(wanted: Sequence[str]) -> Tensor:
@@ -126,8 +271,29 @@ def encode_once(encode: Encoder, texts: Iterable[str]) -> Encoder:
     return look_up
 
 
+def evaluate_tasks(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:
+    """Run `evaluate_sts` on scored pairs, and `evaluate_retrieval` on the others.
+
+    Args:
+        encode: Texts to embeddings [n, D].
+        tasks: Name -> data set of sentence1, sentence2, score; or queries and passages.
+    """
+    searched = {name: data for name, data in tasks.items() if isinstance(data, RetrievalData)}
+    scored = {name: data for name, data in tasks.items() if name not in searched}
+    found = evaluate_sts(encode, scored) if scored else {}
+    return found | (evaluate_retrieval(encode, encode, searched) if searched else {})
+
+
+def count_examples(tasks: Mapping[str, Any]) -> int:
+    """Count the scored pairs and the queries of all tasks."""
+    return sum(
+        len(data.queries) if isinstance(data, RetrievalData) else len(data["score"])
+        for data in tasks.values()
+    )
+
+
 def evaluate_suite(encode: Encoder, suite: Suite) -> dict[str, float]:
-    """Run `evaluate_sts` and `evaluate_transfer`."""
+    """Run `evaluate_sts` and `evaluate_transfer`; retrieval has too many texts to look up."""
     found = evaluate_sts(encode, suite.sts) if suite.sts else {}
     return found | (evaluate_transfer(encode, suite.transfer) if suite.transfer else {})
 
@@ -148,8 +314,8 @@ def evaluate_whitened(
         return evaluate_suite(_whitened(encode, fit_on), suite)
     results: dict[str, float] = {}
     for name, texts in suite.texts().items():
-        part = Suite(*({name: d[name]} if name in d else {} for d in (suite.sts, suite.transfer)))
-        found = evaluate_suite(_whitened(encode, texts), part)
+        sts, transfer = ({name: d[name]} if name in d else {} for d in (suite.sts, suite.transfer))
+        found = evaluate_suite(_whitened(encode, texts), Suite(sts, transfer))
         results |= {key: value for key, value in found.items() if key.endswith(_SCORES)}
     for average, ending in zip(("avg_sts", "avg_transfer"), _SCORES, strict=False):
         scores = [value for key, value in results.items() if key.endswith(ending)]

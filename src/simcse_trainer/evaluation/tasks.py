@@ -19,6 +19,29 @@ RETRIEVAL_METRICS = {
 }
 
 
+def split_retrieval_metric(name: str) -> tuple[str, str] | None:
+    """Split `faq_recall_at_10` into task and metric; the task of a mean is empty.
+
+    Args:
+        name: Name of a result, without `eval_`.
+
+    Returns:
+        None where it is none of retrieval.
+    """
+    for metric in RETRIEVAL_METRICS:
+        if name == metric or name.endswith(f"_{metric}"):
+            return name.removesuffix(metric).removesuffix("_"), metric
+    return None
+
+
+def label_metric(name: str) -> str:
+    """Return how a result is printed: `stsb` of `stsb_spearman`, `faq recall@10`, or `mean ...`."""
+    found = split_retrieval_metric(name)
+    if found is None:
+        return name.removesuffix("_spearman")
+    return f"{found[0] or 'mean'} {RETRIEVAL_METRICS[found[1]]}"
+
+
 @dataclass(frozen=True)
 class HubTask:
     """Where a task is on the Hub, and what its columns and splits are called there.

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS, split_retrieval_metric
 
 # What a model can be loaded with, as its card calls them.
 LOADERS = ("sentence-transformers", "simcse-trainer", "transformers")
@@ -67,6 +68,8 @@ class CardData:
         figure: What `training_curve.png`, which is beside the card, shows.
         scores: Task -> Spearman correlation times 100, after training.
         scores_before: The same before training.
+        retrieval: `faq_recall_at_10` and so on, from `evaluate_retrieval`, after training.
+        retrieval_before: The same before training.
         evaluated_on: Task -> its data.
         space: alignment, uniformity and anisotropy after training, those that exist.
         space_before: The same before training.
@@ -110,6 +113,8 @@ class CardData:
     figure: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     scores_before: Mapping[str, float] = field(default_factory=dict)
+    retrieval: Mapping[str, float] = field(default_factory=dict)
+    retrieval_before: Mapping[str, float] = field(default_factory=dict)
     evaluated_on: Mapping[str, EvaluatedOn] = field(default_factory=dict)
     space: Mapping[str, float] = field(default_factory=dict)
     space_before: Mapping[str, float] = field(default_factory=dict)
@@ -208,6 +213,28 @@ def _eval_results(facts: CardData) -> list[EvalResult]:
                 dataset_split=source.split or None if source else None,
                 metric_type="spearman_cosine",
                 metric_name="Spearman of cosine x 100",
+                metric_value=round(score, 2),
+            )
+        )
+    return results + _retrieval_results(facts)
+
+
+def _retrieval_results(facts: CardData) -> list[EvalResult]:
+    """Name task and metrics as sentence-transformers' cards do, for the Hub to put together."""
+    results = []
+    for name, score in finite(facts.retrieval).items():
+        task, metric = split_retrieval_metric(name) or ("", "")
+        if not task:  # a mean, no data set's
+            continue
+        shown = RETRIEVAL_METRICS[metric]
+        results.append(
+            EvalResult(
+                task_type="information-retrieval",
+                task_name="Information Retrieval",
+                dataset_type=task,
+                dataset_name=task,
+                metric_type=f"cosine_{shown.lower()}",
+                metric_name=f"Cosine {shown} x 100",
                 metric_value=round(score, 2),
             )
         )

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from huggingface_hub import ModelCard
 
 from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS, label_metric
 from simcse_trainer.hub.card_data import CardData, EvaluatedOn, finite, hub_metadata
 
 _SENTENCES = {
@@ -91,7 +92,8 @@ def template_values(facts: CardData) -> dict[str, Any]:
 
     Each fact under its own name, escaped for Markdown; and
     `title`; `base_model_url`; `sentences`, two to embed; `model_id` as a Python literal;
-    `command` as a code block; `score_rows` and `space_rows`: (name, before, after) as texts.
+    `command` as a code block; `score_rows`, `retrieval_rows` and `space_rows`: (name, before,
+    after) as texts.
     """
     language = next((code for code in facts.language if code in _SENTENCES), "en")
     return {
@@ -126,6 +128,7 @@ def template_values(facts: CardData) -> dict[str, Any]:
         "best_step": f"{facts.best_step:,}" if facts.best_step else "",
         "figure": facts.figure,
         "score_rows": _score_rows(facts),
+        "retrieval_rows": _retrieval_rows(facts),
         "space_rows": _before_and_after(facts.space, facts.space_before, 3),
         "options": {name: escape(show(value)) for name, value in facts.options.items()},
         "command": fence(shell_command(facts.command), "bash") if facts.command else "",
@@ -163,6 +166,17 @@ def _score_rows(facts: CardData) -> list[tuple[str, str, str]]:
     return [("mean" if name == "avg_sts" else name, old, new) for name, old, new in rows]
 
 
+def _retrieval_rows(facts: CardData) -> list[tuple[str, str, str]]:
+    # One task has its own figures and the means, which are the same.
+    several = len(facts.retrieval) > 2 * len(RETRIEVAL_METRICS)
+    shown = {k: v for k, v in facts.retrieval.items() if several or k not in RETRIEVAL_METRICS}
+    rows = _before_and_after(shown, facts.retrieval_before, 2)
+    return [
+        (escape(label_metric(name)), old, new)
+        for name, (_, old, new) in zip(finite(shown), rows, strict=True)
+    ]
+
+
 def _before_and_after(
     after: Mapping[str, float], before: Mapping[str, float], digits: int
 ) -> list[tuple[str, str, str]]:
@@ -194,6 +208,8 @@ _FULL = replace(
     figure="Training loss over the steps",
     scores={"stsb": 80.0},
     scores_before={"stsb": 70.0},
+    retrieval={"faq_recall_at_10": 90.0},
+    retrieval_before={"faq_recall_at_10": 80.0},
     evaluated_on={"stsb": EvaluatedOn("mteb/stsbenchmark-sts", split="test")},
     space={"alignment": 0.2},
     space_before={"alignment": 0.3},

@@ -22,6 +22,7 @@ from simcse_trainer.analysis.figures import describe_training_curve
 from simcse_trainer.data.schema import resolve_text_columns
 from simcse_trainer.data.tokenization import INPUT_IDS
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS
+from simcse_trainer.evaluation.tasks import split_retrieval_metric
 from simcse_trainer.files import CARD
 from simcse_trainer.hub.card_data import LOADERS, CardData, EvaluatedOn, is_repo_id
 from simcse_trainer.hub.model_card import render_card
@@ -76,7 +77,7 @@ class RunInfo:
         evaluated_on: Task -> where its pairs come from.
         options: Further options that differ from their defaults.
         command: The words of the command line.
-        before: Scores from `evaluate_sts` before training.
+        before: What `evaluate_tasks` gives before training.
         after: The same of the final model; during training the log has them.
         started: When the run began, in seconds of `time.time`.
         loaded_from: What the model's configuration says.
@@ -185,6 +186,8 @@ def make_card_data(
         best_step=step if step != info.steps else None,
         scores=_correlations(after),
         scores_before=_correlations(before),
+        retrieval={name: x for name, x in after.items() if split_retrieval_metric(name)},
+        retrieval_before={name: x for name, x in before.items() if split_retrieval_metric(name)},
         evaluated_on=_evaluated_on(after, info),
         space={name: after[name] for name in SPACE_METRICS if name in after},
         space_before={name: before[name] for name in SPACE_METRICS if name in before},
@@ -358,9 +361,10 @@ def _find_scores(info: RunInfo, step: int) -> tuple[dict[str, float], dict[str, 
             key.removeprefix("eval_"): value
             for key, value in entry.items()
             if key.endswith(("_spearman", "_avg_sts", *SPACE_METRICS))
+            or split_retrieval_metric(key)
         }
         for entry in info.log_history
-        if "eval_avg_sts" in entry
+        if "eval_avg_sts" in entry or "eval_ndcg_at_10" in entry
     }
     before = dict(info.before) or evaluations.get(0, {})
     after = dict(info.after) if step == info.weights_step else {}
@@ -371,7 +375,7 @@ def _correlations(metrics: Mapping[str, float]) -> dict[str, float]:
     return {
         name.removesuffix("_spearman"): value
         for name, value in metrics.items()
-        if name not in SPACE_METRICS
+        if name not in SPACE_METRICS and not split_retrieval_metric(name)
     }
 
 

@@ -260,7 +260,10 @@ def get_commit_message(state: Mapping[str, Any], step: int, metric: str | None =
         key.removeprefix("eval_"): value
         for entry in found
         for key, value in entry.items()
-        if (key.endswith("_spearman") or key == f"eval_{(metric or '').removeprefix('eval_')}")
+        if (
+            key.endswith(("_spearman", "_ndcg_at_10"))
+            or key == f"eval_{(metric or '').removeprefix('eval_')}"
+        )
         and isinstance(value, int | float)
     }
     name = (metric or "").removeprefix("eval_")

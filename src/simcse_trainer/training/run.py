@@ -19,8 +19,11 @@ from transformers import TrainerCallback, set_seed
 
 from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from simcse_trainer.data.loading import load_training_data
+from simcse_trainer.data.retrieval import RetrievalData
 from simcse_trainer.errors import InputError
-from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS, evaluate_sts, load_sts_tasks
+from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS
+from simcse_trainer.evaluation.suite import evaluate_tasks, load_training_tasks
+from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS, label_metric, split_retrieval_metric
 from simcse_trainer.files import CARD, RESULTS, STATE, TRAINING_ARGS, TRAINING_CURVE
 from simcse_trainer.hub.card_data import EvaluatedOn
 from simcse_trainer.hub.run_info import RunInfo, changed_options
@@ -78,8 +81,12 @@ def _run(
     set_seed(args.seed)
     if data_args.neighbor_queries and not data_args.eval_tasks:
         raise InputError("neighbor_queries are searched in the evaluation data; pass --eval_tasks.")
-    tasks = load_sts_tasks(
-        data_args.eval_tasks, split=data_args.eval_split, data_dir=data_args.sts_data_dir
+    tasks = load_training_tasks(
+        data_args.eval_tasks,
+        split=data_args.eval_split,
+        data_dir=data_args.sts_data_dir,
+        columns=data_args.columns,
+        corpus=data_args.eval_corpus,
     )
     train_dataset = _load_train_dataset(data_args, args.data_seed or args.seed)
     model = _load_model(model_args, args)
@@ -262,7 +269,7 @@ class ModelEvaluation:
     """A model's scores, and the nearest sentences of some queries, at one moment.
 
     Attributes:
-        scores: Correlations from `evaluate_sts`; empty without evaluation data.
+        scores: What `evaluate_tasks` gives but the space; empty without evaluation data.
         neighbors: Query -> (cosine, sentence), nearest first.
         space: Alignment, uniformity and anisotropy from `evaluate_sts`.
     """
@@ -273,7 +280,7 @@ class ModelEvaluation:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Scores and space together, as `evaluate_sts` gives them."""
+        """Scores and space together, as `evaluate_tasks` gives them."""
         return self.scores | self.space
 
 
@@ -288,7 +295,7 @@ def evaluate_model(
 
     Args:
         encode: Texts to embeddings [n, D].
-        tasks: Name -> scored pairs.
+        tasks: Name -> scored pairs, or queries and passages.
         queries: Texts whose neighbours are searched.
         neighbors: Sentences per query; the query itself is not among them.
     """
@@ -296,16 +303,28 @@ def evaluate_model(
         return ModelEvaluation({}, {})
     found: Neighbors = {}
     if queries:
-        corpus = list(dict.fromkeys(s for t in tasks.values() for s in t["sentence1"]))
-        corpus = list(dict.fromkeys(corpus + [s for t in tasks.values() for s in t["sentence2"]]))
+        corpus = _list_texts(tasks)
         rows = F.normalize(encode(corpus), dim=-1)
         cosines = F.normalize(encode(queries), dim=-1) @ rows.T
         for query, row in zip(queries, cosines, strict=True):
             others = [i for i in row.argsort(descending=True).tolist() if corpus[i] != query]
             found[query] = [(float(row[i]), corpus[i]) for i in others[:neighbors]]
-    metrics = evaluate_sts(encode, tasks)
+    metrics = evaluate_tasks(encode, tasks)
     space = {name: metrics.pop(name) for name in SPACE_METRICS if name in metrics}
     return ModelEvaluation(metrics, found, space)
+
+
+def _list_texts(tasks: Mapping[str, Any]) -> list[str]:
+    """List the different texts that a neighbour may be: of pairs both sides, else the passages."""
+    searched = [task for task in tasks.values() if isinstance(task, RetrievalData)]
+    scored = [task for task in tasks.values() if not isinstance(task, RetrievalData)]
+    found = dict.fromkeys(s for side in _SIDES for task in scored for s in task[side])
+    for task in searched:
+        found |= dict.fromkeys(text for _, text in task.read_passages())
+    return list(found)
+
+
+_SIDES = ("sentence1", "sentence2")
 
 
 def format_summary(
@@ -324,18 +343,26 @@ def format_summary(
 
 
 def _score_table(before: ModelEvaluation, after: ModelEvaluation) -> str:
-    scores, space = after.scores, [name for name in after.space if name in before.space]
-    names = [name for name in scores if name != "avg_sts" or len(scores) > 2]
-    labels = {name: name.removesuffix("_spearman") for name in [*names, *space]}
+    searched = [name for name in after.scores if split_retrieval_metric(name)]
+    scored = [name for name in after.scores if name not in searched]
+    several = len(searched) > 2 * len(RETRIEVAL_METRICS)  # one task has its own and the means
+    sections = {
+        "Spearman x 100": [n for n in scored if n != "avg_sts" or len(scored) > 2],
+        "Retrieval x 100": [n for n in searched if several or n not in RETRIEVAL_METRICS],
+        "Lower is better": [name for name in after.space if name in before.space],
+    }
+    sections = {heading: names for heading, names in sections.items() if names}
+    labels = {name: label_metric(name) for names in sections.values() for name in names}
     # In cells of a terminal, of which a letter of Hangul fills two.
-    width = max(cell_len(label) for label in [*labels.values(), "Lower is better"])
-    lines = [f"{'Spearman x 100':<{width}}  {'before':>7}  {'after':>7}  {'change':>7}"]
-    for name in [*names, *space]:
-        if space and name == space[0]:
-            lines.append("Lower is better")
-        old, new = before.metrics[name], after.metrics[name]
-        label = set_cell_size(labels[name], width)
-        lines.append(f"{label}  {old:7.2f}  {new:7.2f}  {new - old:+7.2f}")
+    width = max(cell_len(label) for label in [*labels.values(), *sections])
+    titles = f"  {'before':>7}  {'after':>7}  {'change':>7}"
+    lines: list[str] = []
+    for heading, names in sections.items():
+        lines.append(f"{heading:<{width}}{titles}" if not lines else heading)
+        for name in names:
+            old, new = before.metrics[name], after.metrics[name]
+            label = set_cell_size(labels[name], width)
+            lines.append(f"{label}  {old:7.2f}  {new:7.2f}  {new - old:+7.2f}")
     return "\n".join([*lines, ""])
 
 
@@ -345,7 +372,8 @@ _NO_CHANGE = 0.5
 
 def _verdict(before: ModelEvaluation, after: ModelEvaluation) -> str:
     """Say in a sentence whether training helped, by the mean of the scores."""
-    change = after.scores["avg_sts"] - before.scores["avg_sts"]
+    score = "avg_sts" if "avg_sts" in after.scores else "ndcg_at_10"
+    change = after.scores[score] - before.scores[score]
     if not math.isfinite(change):
         return "No verdict: a score is no number.\n"
     if abs(change) < _NO_CHANGE:

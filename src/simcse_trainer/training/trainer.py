@@ -24,7 +24,7 @@ from transformers.trainer_utils import TrainOutput, speed_metrics
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.data.schema import ANCHOR
 from simcse_trainer.errors import InputError
-from simcse_trainer.evaluation.sts import evaluate_sts
+from simcse_trainer.evaluation.suite import count_examples, evaluate_tasks
 from simcse_trainer.files import STATE, TRAINING_ARGS, get_step
 from simcse_trainer.hub.model_card import read_template
 from simcse_trainer.hub.run_info import RunInfo
@@ -60,8 +60,9 @@ class SimCSETrainer(Trainer):
         train_dataset: A `datasets.Dataset` or `IterableDataset` of text columns (`sent0`,
             `sent1`, `hard_neg`..., or a single column), tokenized here; or one that has
             `input_ids`, a list of token id lists per row.
-        eval_dataset: Scored pairs (`sentence1`, `sentence2`, `score`), or a dictionary of such
-            data sets by task: metrics are named `eval_<task>_spearman` and `eval_avg_sts`.
+        eval_dataset: Scored pairs (`sentence1`, `sentence2`, `score`), pairs of queries and
+            relevant passages (`sent0`, `sent1`), `RetrievalData`, or a dictionary of them by task:
+            metrics are `eval_<task>_spearman`, `eval_avg_sts`, `eval_<task>_recall_at_10`, ...
         preprocessing_num_workers: Number of processes that tokenize.
         kwargs: As for `Trainer`: callbacks, optimizers, ...
 
@@ -106,7 +107,7 @@ class SimCSETrainer(Trainer):
                 model, mlm_head=args.mlm_weight > 0, dtype=torch.float32
             )
         validation.check_model(model, args)
-        validation.check_evaluation(args, eval_dataset)
+        eval_dataset = validation.check_evaluation(args, eval_dataset)
         # What compiles a model cannot see into them.
         model.use_cpu_kernels &= args.use_cpu_kernels and not args.torch_compile
         self.run_info = RunInfo()
@@ -221,19 +222,19 @@ class SimCSETrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """Return Spearman correlations, times 100, and the space, on sets of scored pairs.
+        """Return correlations and the space of scored pairs, and how well passages are found.
 
-        By default on those given at construction. Each key of `evaluate_sts` gets the prefix.
+        By default on what was given at construction. Keys of `evaluate_tasks` get the prefix.
         """
         tasks = validation.tasks_by_name(
             self.eval_dataset if eval_dataset is None else eval_dataset
         )
         start = time.time()
         self._memory_tracker.start()
-        found = evaluate_sts(self.encode, tasks)
+        found = evaluate_tasks(self.encode, tasks)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        pairs = sum(len(task["score"]) for task in tasks.values())
-        metrics |= speed_metrics(metric_key_prefix, start, num_samples=pairs)
+        count = count_examples(tasks)
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=count)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

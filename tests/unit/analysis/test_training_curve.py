@@ -7,6 +7,7 @@ import pytest
 from helpers.checks import fails
 
 from simcse_trainer.analysis.figures import (
+    _score,
     can_draw_training_curve,
     describe_training_curve,
     draw_training_curve,
@@ -54,6 +55,17 @@ def test_the_same_input_gives_the_same_bytes_in_any_process(tmp_path):
     assert first[:8] == b"\x89PNG\r\n\x1a\n"
     assert (tmp_path / "b.png").read_bytes() == first
     assert (tmp_path / "c.png").read_bytes() == first
+
+
+def test_retrieval_alone_is_drawn_by_its_ndcg():
+    scores = [
+        {"step": step, "eval_faq_ndcg_at_10": value, "eval_ndcg_at_10": value}
+        for step, value in ((0, 50.0), (10, 60.0))
+    ]
+    assert _score(scores) == ("faq\n(nDCG@10 x 100)", ([0, 10], [50.0, 60.0]))
+    several = [entry | {"eval_wiki_ndcg_at_10": 1.0} for entry in scores]
+    assert _score(several)[0] == "mean\n(nDCG@10 x 100)"
+    assert _score([*scores, *LOG])[0] == "stsb\n(Spearman x 100)"
 
 
 def test_it_is_grey_and_follows_the_log(tmp_path):

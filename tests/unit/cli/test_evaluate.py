@@ -7,13 +7,17 @@ import sys
 
 import pytest
 import torch
+from helpers.retrieval import random_texts, write_beir
 from helpers.tiny import WORDS, tiny_backbone, tiny_tokenizer
 from typer.testing import CliRunner
 
 from simcse_trainer import SimCSEModel
 from simcse_trainer.cli import app, main
+from simcse_trainer.data.retrieval import pairs_to_retrieval
 from simcse_trainer.evaluation import encoders, published
+from simcse_trainer.evaluation.retrieval import evaluate_retrieval
 from simcse_trainer.evaluation.sts import evaluate_sts, load_sts_tasks
+from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS
 from simcse_trainer.model.heads import ProjectionHead
 
 
@@ -173,6 +177,68 @@ def test_the_papers_rows_of_the_same_backbone(tmp_path, data_dir, monkeypatch):
     # KorSTS and one's own tasks have no figure there, and the mean over them is none.
     out = run(tmp_path / "model", "--tasks", "stsb", "mine", "--data_dir", data_dir).splitlines()
     assert out[7].split() == ["unsup.", "SimCSE", "76.85", "-", "-"]
+
+
+def test_retrieval_from_pairs_and_from_a_folder(tmp_path, data_dir):
+    model = model_folder(tmp_path / "model", pooling_mode="mean")
+    found = random_texts(70, 4)
+    write(
+        tmp_path / "faq.csv",
+        ("id", "frage", "antwort"),
+        zip("x" * 20, found, found[20:], strict=False),
+    )
+    (tmp_path / "more.txt").write_text("\n".join(found[40:]))
+    corpus = dict(zip([f"{i:02}" for i in range(50)], found[20:], strict=True))
+    queries = dict(zip("abc", found, strict=False))
+    write_beir(data_dir / "beir", corpus, queries, [("a", "20", 1), ("b", "07", 2), ("c", "41", 1)])
+    words = [tmp_path / "model", "--tasks", tmp_path / "faq.csv", "beir", "--data_dir", data_dir]
+    words += ["--columns", "frage", "antwort", "--corpus", tmp_path / "more.txt"]
+    out = run(*words, "--output", tmp_path / "r.json").splitlines()
+    assert out[0].endswith("model: faq: 20 queries, 50 passages; beir: 3 queries, 50 passages")
+    assert out[2].split() == ["Retrieval", "x", "100", *RETRIEVAL_METRICS.values()]
+    assert [line.split()[:2] for line in out[3:6]] == [
+        ["mean,", n] for n in ("faq", "beir", "mean")
+    ]
+    written = json.loads((tmp_path / "r.json").read_text())
+    assert written["examples"]["faq"] == {"queries": 20, "passages": 50}
+    (row,) = written["rows"]
+    pairs = pairs_to_retrieval(
+        zip(found[:20], found[20:], strict=False), source="x", corpus=tmp_path / "more.txt"
+    )
+    expected = evaluate_retrieval(model.encode, model.encode, {"faq": pairs})
+    assert row["scores"]["faq_ndcg_at_10"] == pytest.approx(expected["faq_ndcg_at_10"])
+    assert 0 < expected["faq_recall_at_10"] < 100
+    assert out[3].split()[2:] == [f"{row['scores'][f'faq_{n}']:.2f}" for n in RETRIEVAL_METRICS]
+    mean = (row["scores"]["faq_ndcg_at_10"] + row["scores"]["beir_ndcg_at_10"]) / 2
+    assert row["scores"]["ndcg_at_10"] == pytest.approx(mean)
+
+
+def test_scored_pairs_and_retrieval_in_one_table_each(tmp_path, data_dir):
+    model_folder(tmp_path / "model", pooling_mode="mean")
+    found = random_texts(30, 4)
+    write(data_dir / "faq" / "test.csv", ("sent0", "sent1"), zip(found, found[15:], strict=False))
+    out = run(tmp_path / "model", "--data_dir", data_dir).splitlines()
+    assert [
+        line.split("  ")[0] for line in out if "  " in line and not line.startswith("mean")
+    ] == ["Spearman x 100", "Accuracy", "Retrieval x 100", "Lower is better"]
+    assert "; faq: 15 queries, 15 passages" in out[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tasks", "{data}/faq.csv", "--whitening"], "leave out --whitening"),
+        (["--tasks", "stsb", "--data_dir", "{data}", "--corpus", "{data}/x.csv"], "--corpus adds"),
+        (["--tasks", "{data}/faq.csv", "--columns", "nothing", "b"], "no column 'nothing'"),
+        (["--tasks", "{data}/faq.csv", "--corpus", "{data}/gone.txt"], "gone.txt: no such file"),
+        (["--tasks", "{data}/x.csv"], "found 1 rows with 1 different queries"),
+    ],
+)
+def test_mistakes_with_retrieval_are_one_line(words, said, tmp_path, data_dir, monkeypatch, capsys):
+    model_folder(tmp_path / "model")
+    write(data_dir / "faq.csv", ("a", "b"), [("q", "x"), ("r", "y")])
+    words = [word.format(data=data_dir) for word in words]
+    assert said in error(monkeypatch, capsys, tmp_path / "model", *words)
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,23 @@ def test_the_hub_reads_the_metadata(kind):
         assert result.task_type == "semantic-similarity"
 
 
+def test_retrieval_has_a_table_and_results_of_its_own():
+    found = {f"{task}ndcg_at_10": x for task, x in (("faq_", 90.0), ("wiki_", 80.0), ("", 85.0))}
+    found |= {f"{task}recall_at_1": x for task, x in (("faq_", 50.0), ("wiki_", 40.0), ("", 45.0))}
+    facts = replace(UNSUPERVISED, retrieval=found, retrieval_before={"faq_ndcg_at_10": 70.0})
+    text = render_card(facts)
+    assert "| faq nDCG@10 | 70.00 | 90.00 |" in text
+    assert "| wiki recall@1 |  | 40.00 |" in text
+    results = [r for r in ModelCard(text).data.eval_results if r.task_type != "semantic-similarity"]
+    assert {(r.dataset_name, r.metric_type, r.metric_value) for r in results} == {
+        ("faq", "cosine_ndcg@10", 90.0),
+        ("wiki", "cosine_ndcg@10", 80.0),
+        ("faq", "cosine_recall@1", 50.0),
+        ("wiki", "cosine_recall@1", 40.0),
+    }
+    assert {r.task_type for r in results} == {"information-retrieval"}
+
+
 def test_licenses_of_the_hub_and_others():
     assert hub_metadata(UNSUPERVISED).license == "apache-2.0"
     other = hub_metadata(LORA).to_dict()

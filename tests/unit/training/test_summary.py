@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 
+from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS
 from simcse_trainer.training.run import ModelEvaluation, format_summary
 
 
@@ -45,3 +46,21 @@ def test_without_evaluation_data_there_is_no_verdict():
     text = format_summary(nothing, nothing, Path("out"), 7)
     assert "training" not in text
     assert text.startswith("The model after 7 steps is in out.")
+
+
+def test_retrieval_alone_and_beside_correlations():
+    def found(x):
+        return {f"{task}{name}": x for task in ("faq_", "") for name in RETRIEVAL_METRICS}
+
+    def show(before, after):
+        return format_summary(*[ModelEvaluation(s, {}, {}) for s in (before, after)], Path("o"), 7)
+
+    alone = show(found(50.0), found(60.0))
+    assert alone.startswith("Retrieval x 100   before    after   change\nfaq recall@1 ")
+    assert alone.count("+10.00") == 5
+    assert "Better: the score rose by 10.00 points." in alone
+    scored = {"a_spearman": 20.0, "avg_sts": 20.0}
+    both = show(scored | found(50.0), scored | found(60.0))
+    assert both.index("Spearman x 100") < both.index("Retrieval x 100") < both.index("faq nDCG@10")
+    two = found(50.0) | {f"wiki_{name}": 40.0 for name in RETRIEVAL_METRICS}
+    assert "\nmean nDCG@10 " in show(two, two)
