@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,19 @@ def load_sts_tasks(
     return loaded
 
 
+@dataclass(frozen=True)
+class PairScores:
+    """What a model makes of scored pairs.
+
+    Attributes:
+        metrics: As `evaluate_sts` gives them.
+        cosines: Task -> cosine of each pair.
+    """
+
+    metrics: dict[str, float]
+    cosines: dict[str, list[float]]
+
+
 def evaluate_sts(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:
     """Compute Spearman's correlation, times 100, of cosine similarities with gold scores.
 
@@ -108,6 +122,16 @@ def evaluate_sts(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:
         of the pairs rated above 4 of 5 (Gao et al. 2021, section 3; above 4/5 of the task's
         scale), `uniformity` and `anisotropy` of all different sentences of all tasks.
     """
+    return score_pairs(encode, tasks).metrics
+
+
+def score_pairs(encode: Encoder, tasks: Mapping[str, Any]) -> PairScores:
+    """Evaluate as `evaluate_sts` does, and keep the cosines.
+
+    Args:
+        encode: Texts to embeddings [n, D]; called once, with every different text once.
+        tasks: Name -> data set (or mapping of lists) of sentence1, sentence2, score.
+    """
     pairs = {
         name: (list(data["sentence1"]), list(data["sentence2"])) for name, data in tasks.items()
     }
@@ -115,19 +139,20 @@ def evaluate_sts(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:
     rows = {text: row for row, text in enumerate(dict.fromkeys(sides))}
     embeddings = F.normalize(encode(list(rows)).double(), dim=-1)
     metric = SpearmanCorrelation(keep_in_memory=True)
-    results, positives = {}, []
+    results, positives, found_cosines = {}, [], {}
     for name, (left, right) in pairs.items():
         first, second = (
             embeddings[torch.tensor([rows[text] for text in side])] for side in (left, right)
         )
         cosines = (first * second).sum(-1)
         gold = list(tasks[name]["score"])
-        found = metric.compute(predictions=cosines.tolist(), references=gold)
+        found_cosines[name] = cosines.tolist()
+        found = metric.compute(predictions=found_cosines[name], references=gold)
         results[f"{name}_spearman"] = found["spearman"]
         alike = torch.tensor(gold, dtype=torch.float64) > 0.8 * get_scale(gold)
         positives.append((first[alike], second[alike]))
     results["avg_sts"] = sum(results.values()) / len(results)
-    return results | _describe_space(embeddings, positives)
+    return PairScores(results | _describe_space(embeddings, positives), found_cosines)
 
 
 def get_scale(scores: Sequence[float]) -> float:

@@ -24,7 +24,14 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.published import STS_TASKS
 from simcse_trainer.evaluation.retrieval import evaluate_retrieval
 from simcse_trainer.evaluation.space import fit_whitening
-from simcse_trainer.evaluation.sts import TASKS, Encoder, evaluate_sts, load_sts_tasks
+from simcse_trainer.evaluation.sts import (
+    TASKS,
+    Encoder,
+    PairScores,
+    evaluate_sts,
+    load_sts_tasks,
+    score_pairs,
+)
 from simcse_trainer.evaluation.tasks import EVALUATE_OPTIONS, TRAINING_OPTIONS, OptionNames
 from simcse_trainer.evaluation.transfer import (
     TRANSFER_TASKS,
@@ -278,10 +285,22 @@ def evaluate_tasks(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float
         encode: Texts to embeddings [n, D].
         tasks: Name -> data set of sentence1, sentence2, score; or queries and passages.
     """
+    return score_tasks(encode, tasks).metrics
+
+
+def score_tasks(encode: Encoder, tasks: Mapping[str, Any]) -> PairScores:
+    """Evaluate as `evaluate_tasks` does, and keep the cosines of scored pairs.
+
+    Args:
+        encode: Texts to embeddings [n, D].
+        tasks: Name -> data set of sentence1, sentence2, score; or queries and passages.
+    """
     searched = {name: data for name, data in tasks.items() if isinstance(data, RetrievalData)}
     scored = {name: data for name, data in tasks.items() if name not in searched}
-    found = evaluate_sts(encode, scored) if scored else {}
-    return found | (evaluate_retrieval(encode, encode, searched) if searched else {})
+    found = score_pairs(encode, scored) if scored else PairScores({}, {})
+    if searched:
+        found.metrics.update(evaluate_retrieval(encode, encode, searched))
+    return found
 
 
 def count_examples(tasks: Mapping[str, Any]) -> int:

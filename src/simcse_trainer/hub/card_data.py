@@ -70,6 +70,7 @@ class CardData:
         scores_before: The same before training.
         retrieval: `faq_recall_at_10` and so on, from `evaluate_retrieval`, after training.
         retrieval_before: The same before training.
+        verdict: What happened to the model, in a sentence, and what to try.
         evaluated_on: Task -> its data.
         space: alignment, uniformity and anisotropy after training, those that exist.
         space_before: The same before training.
@@ -115,6 +116,7 @@ class CardData:
     scores_before: Mapping[str, float] = field(default_factory=dict)
     retrieval: Mapping[str, float] = field(default_factory=dict)
     retrieval_before: Mapping[str, float] = field(default_factory=dict)
+    verdict: str = ""
     evaluated_on: Mapping[str, EvaluatedOn] = field(default_factory=dict)
     space: Mapping[str, float] = field(default_factory=dict)
     space_before: Mapping[str, float] = field(default_factory=dict)

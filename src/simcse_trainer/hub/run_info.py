@@ -23,6 +23,7 @@ from simcse_trainer.data.schema import resolve_text_columns
 from simcse_trainer.data.tokenization import INPUT_IDS
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS
 from simcse_trainer.evaluation.tasks import split_retrieval_metric
+from simcse_trainer.evaluation.verdict import judge
 from simcse_trainer.files import CARD
 from simcse_trainer.hub.card_data import LOADERS, CardData, EvaluatedOn, is_repo_id
 from simcse_trainer.hub.model_card import render_card
@@ -79,6 +80,7 @@ class RunInfo:
         command: The words of the command line.
         before: What `evaluate_tasks` gives before training.
         after: The same of the final model; during training the log has them.
+        verdict: What happened to the final model, in a sentence.
         started: When the run began, in seconds of `time.time`.
         loaded_from: What the model's configuration says.
         views: Texts per row of the training data.
@@ -108,6 +110,7 @@ class RunInfo:
     command: Sequence[str] = ()
     before: Mapping[str, float] = field(default_factory=dict)
     after: Mapping[str, float] = field(default_factory=dict)
+    verdict: str = ""
     started: float = field(default_factory=time.time)
     loaded_from: str = ""
     views: int = 0
@@ -189,6 +192,7 @@ def make_card_data(
         retrieval={name: x for name, x in after.items() if split_retrieval_metric(name)},
         retrieval_before={name: x for name, x in before.items() if split_retrieval_metric(name)},
         evaluated_on=_evaluated_on(after, info),
+        verdict=_find_verdict(info, step, before, after),
         space={name: after[name] for name in SPACE_METRICS if name in after},
         space_before={name: before[name] for name in SPACE_METRICS if name in before},
         options={**info.training_options, **info.options},
@@ -369,6 +373,16 @@ def _find_scores(info: RunInfo, step: int) -> tuple[dict[str, float], dict[str, 
     before = dict(info.before) or evaluations.get(0, {})
     after = dict(info.after) if step == info.weights_step else {}
     return before, after or (evaluations.get(step, {}) if step else {})
+
+
+def _find_verdict(
+    info: RunInfo, step: int, before: Mapping[str, float], after: Mapping[str, float]
+) -> str:
+    """Return what was said of the final model; of another step what the scores alone say."""
+    if info.verdict and step == info.weights_step:
+        return info.verdict
+    losses = [e["loss"] for e in info.log_history if "loss" in e and e.get("step", 0) <= step]
+    return str(judge(before, after, losses=losses) or "")
 
 
 def _correlations(metrics: Mapping[str, float]) -> dict[str, float]:

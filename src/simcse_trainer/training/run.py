@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,8 +21,9 @@ from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.data.retrieval import RetrievalData
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS
-from simcse_trainer.evaluation.suite import evaluate_tasks, load_training_tasks
+from simcse_trainer.evaluation.suite import load_training_tasks, score_tasks
 from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS, label_metric, split_retrieval_metric
+from simcse_trainer.evaluation.verdict import Verdict, bootstrap_change, judge
 from simcse_trainer.files import CARD, RESULTS, STATE, TRAINING_ARGS, TRAINING_CURVE
 from simcse_trainer.hub.card_data import EvaluatedOn
 from simcse_trainer.hub.run_info import RunInfo, changed_options
@@ -108,9 +108,12 @@ def _run(
         trainer.save_model()
         after = evaluate()
         trainer.run_info.after = after.metrics
+        verdict = judge_run(before, after, tasks, trainer.state.log_history)
+        trainer.run_info.verdict = str(verdict or "")
         _save_results(trainer, result, after)
         if trainer.is_world_process_zero():
-            print("\n" + format_summary(before, after, folder, trainer.state.global_step))
+            steps = trainer.state.global_step
+            print("\n" + format_summary(before, after, folder, steps, verdict))
             if hub:
                 hub.push_folder(folder)
     if hub:
@@ -272,11 +275,13 @@ class ModelEvaluation:
         scores: What `evaluate_tasks` gives but the space; empty without evaluation data.
         neighbors: Query -> (cosine, sentence), nearest first.
         space: Alignment, uniformity and anisotropy from `evaluate_sts`.
+        cosines: Task -> cosine of each pair.
     """
 
     scores: dict[str, float]
     neighbors: Neighbors
     space: dict[str, float] = field(default_factory=dict)
+    cosines: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -309,9 +314,33 @@ def evaluate_model(
         for query, row in zip(queries, cosines, strict=True):
             others = [i for i in row.argsort(descending=True).tolist() if corpus[i] != query]
             found[query] = [(float(row[i]), corpus[i]) for i in others[:neighbors]]
-    metrics = evaluate_tasks(encode, tasks)
-    space = {name: metrics.pop(name) for name in SPACE_METRICS if name in metrics}
-    return ModelEvaluation(metrics, found, space)
+    scored = score_tasks(encode, tasks)
+    space = {name: scored.metrics.pop(name) for name in SPACE_METRICS if name in scored.metrics}
+    return ModelEvaluation(scored.metrics, found, space, scored.cosines)
+
+
+def judge_run(
+    before: ModelEvaluation,
+    after: ModelEvaluation,
+    tasks: Mapping[str, Any],
+    log_history: Sequence[Mapping[str, Any]] = (),
+) -> Verdict | None:
+    """Say what training has done to the model.
+
+    Args:
+        before: Of the model that training began with.
+        after: Of the trained one.
+        tasks: Name -> scored pairs, or queries and passages, of both.
+        log_history: The log of the run, with its losses.
+    """
+    scored = {name: task for name, task in tasks.items() if not isinstance(task, RetrievalData)}
+    gold = {name: list(task["score"]) for name, task in scored.items()}
+    return judge(
+        before.metrics,
+        after.metrics,
+        interval=bootstrap_change(before.cosines, after.cosines, gold),
+        losses=[entry["loss"] for entry in log_history if "loss" in entry],
+    )
 
 
 def _list_texts(tasks: Mapping[str, Any]) -> list[str]:
@@ -328,13 +357,18 @@ _SIDES = ("sentence1", "sentence2")
 
 
 def format_summary(
-    before: ModelEvaluation, after: ModelEvaluation, folder: Path, steps: int
+    before: ModelEvaluation,
+    after: ModelEvaluation,
+    folder: Path,
+    steps: int,
+    verdict: Verdict | None = None,
 ) -> str:
     """Format the text that ends a run."""
     parts = []
     if after.scores:
         parts.append(_score_table(before, after))
-        parts.append(_verdict(before, after))
+    if verdict is not None:
+        parts.append(f"{verdict}\n")
     if after.neighbors:
         parts.append(_neighbor_list(before.neighbors, after.neighbors))
     parts.append(f"The model after {steps} steps is in {folder}. Load it with any of\n")
@@ -364,26 +398,6 @@ def _score_table(before: ModelEvaluation, after: ModelEvaluation) -> str:
             label = set_cell_size(labels[name], width)
             lines.append(f"{label}  {old:7.2f}  {new:7.2f}  {new - old:+7.2f}")
     return "\n".join([*lines, ""])
-
-
-# Smaller changes of a correlation are within what another seed would change.
-_NO_CHANGE = 0.5
-
-
-def _verdict(before: ModelEvaluation, after: ModelEvaluation) -> str:
-    """Say in a sentence whether training helped, by the mean of the scores."""
-    score = "avg_sts" if "avg_sts" in after.scores else "ndcg_at_10"
-    change = after.scores[score] - before.scores[score]
-    if not math.isfinite(change):
-        return "No verdict: a score is no number.\n"
-    if abs(change) < _NO_CHANGE:
-        return f"Neither better nor worse: the score changed by {change:+.2f} points.\n"
-    if change > 0:
-        return f"Better: the score rose by {change:.2f} points.\n"
-    return (
-        f"Worse: the score fell by {-change:.2f} points. Keep the model that training began "
-        "with, or train with a smaller --learning_rate or other data.\n"
-    )
 
 
 def _neighbor_list(before: Neighbors, after: Neighbors) -> str:

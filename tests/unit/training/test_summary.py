@@ -2,34 +2,25 @@
 
 from pathlib import Path
 
-import pytest
 from rich.cells import cell_len
 
 from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS
-from simcse_trainer.training.run import ModelEvaluation, format_summary
+from simcse_trainer.training.run import ModelEvaluation, format_summary, judge_run
 
 
-def summary(before, after):
-    found = [
-        ModelEvaluation({"a_spearman": score, "avg_sts": score}, {}, {})
-        for score in (before, after)
-    ]
-    return format_summary(*found, Path("out"), 7)
+def test_the_verdict_stands_below_the_scores():
+    before, after = (
+        ModelEvaluation({"a_spearman": score, "avg_sts": score}, {}, {}) for score in (60.0, 70.0)
+    )
+    verdict = judge_run(before, after, {})
+    text = format_summary(before, after, Path("out"), 7, verdict)
+    assert "\nBetter: the score rose by 10.00 points.\n" in text
 
 
-@pytest.mark.parametrize(
-    ("before", "after", "said"),
-    [
-        (22.28, 60.36, "Better: the score rose by 38.08 points."),
-        (60.4, 58.1, "Worse: the score fell by 2.30 points. Keep"),
-        (60.0, 60.3, "Neither better nor worse: the score changed by +0.30 points."),
-        (60.3, 60.0, "Neither better nor worse: the score changed by -0.30 points."),
-        (float("nan"), 60.0, "No verdict"),
-    ],
-)
-def test_whether_training_helped_is_said_in_a_sentence(before, after, said):
-    (line,) = [line for line in summary(before, after).splitlines() if said in line]
-    assert line.startswith(said)
+def test_a_loss_of_zero_is_said_without_evaluation_data():
+    nothing = ModelEvaluation({}, {})
+    verdict = judge_run(nothing, nothing, {}, [{"loss": 0.0, "step": 1}, {"train_loss": 0.0}])
+    assert format_summary(nothing, nothing, Path("out"), 7, verdict).startswith("Nothing was")
 
 
 def test_columns_stand_below_each_other_whatever_the_letters():
