@@ -1,7 +1,8 @@
-"""The one thing that setup.cfg cannot say: the package carries a file from beside `src/`.
+"""The one thing that setup.cfg cannot say: the package carries files from beside `src/`.
 
-`model_card_template.md` is where people look for it. A link in the package would become a text of
-a few bytes in a checkout on Windows, and a second copy would have to be kept in step.
+`model_card_template.md` and `configs/` are where people look for them. A link in the package would
+become a text of a few bytes in a checkout on Windows, and a second copy would have to be kept in
+step.
 """
 
 from pathlib import Path
@@ -9,22 +10,27 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-TEMPLATE = "model_card_template.md"
+CARRIED = [Path("model_card_template.md"), *sorted(Path("configs").rglob("*.yaml"))]
 
 
-class BuildWithTemplate(build_py):
-    """Copies the template into the package that is built."""
+class BuildWithCarried(build_py):
+    """Copies these files into the package that is built."""
 
     def run(self) -> None:
-        """Build, and copy the template; an editable install finds it where it is."""
+        """Build, and copy the files; an editable install finds them where they are."""
         super().run()
         if not self.editable_mode:
-            self.copy_file(TEMPLATE, str(Path(self.build_lib, "simcse_trainer", TEMPLATE)))
+            for source, target in self._carried():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.copy_file(str(source), str(target))
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
-        """Return what is built, the template among it."""
+        """Return what is built, the carried files among it."""
         found: list[str] = super().get_outputs(include_bytecode)
-        return [*found, str(Path(self.build_lib, "simcse_trainer", TEMPLATE))]
+        return [*found, *(str(target) for _, target in self._carried())]
+
+    def _carried(self) -> list[tuple[Path, Path]]:
+        return [(path, Path(self.build_lib, "simcse_trainer", path)) for path in CARRIED]
 
 
-setup(cmdclass={"build_py": BuildWithTemplate})
+setup(cmdclass={"build_py": BuildWithCarried})

@@ -52,6 +52,12 @@ like behind it:
 accelerate launch train_simcse.py configs/unsup_bert_base.yaml --seed 1 --output_dir outputs/seed1
 ```
 
+Recipes are part of the package: where there is no checkout, their name is enough.
+
+```bash
+simcse-trainer train sup_bert_base --train_file my_pairs.csv --output_dir outputs/mine
+```
+
 Hyper-parameters of the BERT and RoBERTa recipes are those of the paper (appendix A); those of the
 LoRA recipes are usual values that were not searched, but for gemma-3-270m. The large runs were not
 repeated for this release: what was measured is in [measurements.md](measurements.md) and

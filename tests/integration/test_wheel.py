@@ -39,7 +39,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     }
     for name in ("py.typed", "report_template.html"):
         assert f"simcse_trainer/{name}" in sources
-    sources.add("simcse_trainer/model_card_template.md")  # which lies beside src/
+    sources.add("simcse_trainer/model_card_template.md")  # which stands beside src/
+    recipes = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("configs/**/*.yaml")}
+    assert "configs/sup_bert_base.yaml" in recipes
+    sources |= {f"simcse_trainer/{name}" for name in recipes}
     others = {name for name in names if ".dist-info/" not in name}
     assert others == sources
 
@@ -86,5 +89,9 @@ def test_the_installed_wheel_runs_the_quickstart(python, minilm, tmp_path):
     assert "The model after 2 steps is in outputs/quickstart" in out
     assert "simcse" in (work / "outputs/quickstart/README.md").read_text(encoding="utf-8")
     pairs = "examples/customer_support/eval.csv"
+    shutil.rmtree(work / "configs")
+    words = ["--output_dir", "outputs/by_name", *short]
+    out = run(python.parent / "simcse-trainer", "train", "quickstart", *words)
+    assert "The model after 2 steps is in outputs/by_name" in out
     out = run(python.parent / "simcse-trainer", "evaluate", "outputs/quickstart", "--tasks", pairs)
     assert "alignment" in out.lower()

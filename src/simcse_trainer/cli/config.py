@@ -6,9 +6,11 @@ choices and names of both, and the command line wins.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Collection, Iterable, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +21,7 @@ from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETraini
 from simcse_trainer.cli.spellings import refuse_option
 from simcse_trainer.errors import InputError
 
-USAGE = "train_simcse.py [CONFIG.yaml] [--option value ...]"
+USAGE = "train_simcse.py [CONFIG.yaml or RECIPE] [--option value ...]"
 
 
 class _Parser(HfArgumentParser):
@@ -78,7 +80,7 @@ def _all_tokens(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
     """Return the file's tokens, and behind them the command line's."""
     config, tokens = take_config(argv)
     if config is not None:
-        path = Path(config)
+        path = find_config(config)
         from_file = config_tokens(path, parser)
         try:
             _, leftover = parser.parse_known_args(from_file)
@@ -115,6 +117,33 @@ def take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     return (found[0] if found else None), rest
 
 
+def recipes_folder() -> Path:
+    """Return the folder of the recipes: in the package, or where a checkout keeps them."""
+    own = Path(str(files("simcse_trainer"))) / "configs"
+    return own if own.is_dir() else Path(__file__).parents[3] / "configs"
+
+
+def find_config(name: str) -> Path:
+    """Return the file of that name, or else the recipe, with or without its ending.
+
+    Raises:
+        InputError: There is neither; the nearest recipes are named.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    recipes = {file.stem: file for file in sorted(recipes_folder().glob("*.yaml"))}
+    stem = path.stem if path.suffix in (".yaml", ".yml") else path.name
+    # A path says where a file is to be: the one of `configs/` is also a recipe.
+    if path.parent.as_posix() in (".", "configs") and stem in recipes:
+        return recipes[stem]
+    near = difflib.get_close_matches(stem, recipes, n=3, cutoff=0.4)
+    known = f"nearest: {', '.join(near)}" if near else f"there are {', '.join(recipes)}"
+    raise InputError(
+        f"Config file {name} does not exist, and no recipe has that name ({known}). Usage: {USAGE}"
+    )
+
+
 def config_tokens(path: Path, parser: HfArgumentParser) -> list[str]:
     """Turn a YAML file into the command-line tokens that say the same.
 
@@ -123,8 +152,6 @@ def config_tokens(path: Path, parser: HfArgumentParser) -> list[str]:
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except FileNotFoundError:
-        raise InputError(f"Config file {path} does not exist. Usage: {USAGE}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"Config file {path} cannot be read: {error}.") from None
     except yaml.YAMLError as error:

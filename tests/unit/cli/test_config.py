@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import ROOT
+from helpers.checks import fails
 
 from simcse_trainer import InputError
 from simcse_trainer.cli import spellings
@@ -208,3 +209,30 @@ def test_a_misspelled_other_name_leads_to_the_option():
 def test_every_option_has_a_help_text():
     for action in build_parser()._actions:
         assert action.help, action.dest
+
+
+def test_a_recipe_is_found_by_its_name_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("sup_bert_base", "sup_bert_base.yaml", "configs/sup_bert_base.yaml"):
+        model_args, _, args = parse_arguments([name, "--bf16", "false", "--seed", "7"])
+        assert model_args.model_name_or_path == "google-bert/bert-base-uncased"
+        assert args.seed == 7
+
+
+def test_a_file_comes_before_a_recipe_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart").write_text("seed: 5\n", encoding="utf-8")
+    assert parse_arguments(["quickstart"])[2].seed == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sup_bert_bse", "nearest: sup_bert_base"),
+        ("quikstart.yaml", "nearest: quickstart"),
+        ("elsewhere/sup_bert_base.yaml", "nearest: sup_bert_base"),
+        ("zzz", "there are mntp_gemma3_270m_lora"),
+    ],
+)
+def test_what_is_no_file_and_no_recipe(name, said):
+    fails(lambda: parse_arguments([name]), f"Config file {name} does not exist", said)
