@@ -291,6 +291,11 @@ class SimCSETrainingArguments(TrainingArguments):
     mask_duplicate_negatives: bool = _option(
         True, "Do not count a text as negative of an anchor that it equals or belongs to."
     )
+    num_hard_negatives: int = _option(
+        1,
+        "Of data with lists of negatives: how many are drawn per row and epoch. One positive is "
+        "drawn likewise.",
+    )
     augmentation: str = _option(
         "dropout",
         "What tells the two views of a sentence apart, in unsupervised training: dropout alone; "
@@ -382,6 +387,7 @@ class SimCSETrainingArguments(TrainingArguments):
                 self.augmentation in AUGMENTATIONS,
                 f"one of {', '.join(AUGMENTATIONS)}",
             ),
+            "num_hard_negatives": (self.num_hard_negatives >= 0, "0 or more"),
             "augmentation_rate": (0 < self.augmentation_rate < 1, "between 0 and 1"),
             "mlm_probability": (0 < self.mlm_probability < 1, "between 0 and 1"),
             "per_device_train_batch_size": (

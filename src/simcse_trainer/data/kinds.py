@@ -23,7 +23,7 @@ _NOT_TEXT = (
     re.compile(r"[0-9a-fA-F]{8,}"),
     re.compile(r"\d{1,4}[-./년]\s?\d{1,2}[-./월]\s?\d{1,4}일?([ T][\d:.+Z-]+)?"),  # a date
     re.compile(r"[\d\s.,%$€₩:+-]+"),
-    re.compile(r"(?i)true|false|yes|no|y|n|null|none|nan|n/a"),
+    re.compile(r"(?i)true|false|yes|no|null|none|nan|n/a"),
     re.compile(r"(?i)(https?|ftp|s3|file)://\S+|\S+@\S+\.\w+"),
 )
 # Cells, and how often each is there, from which on repeated ones are labels.

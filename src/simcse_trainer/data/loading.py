@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,14 @@ from simcse_trainer.data.kinds import (
     suggest_columns,
 )
 from simcse_trainer.data.lines import FileOptions
+from simcse_trainer.data.lists import ExampleCheck, TextColumns
 from simcse_trainer.data.schema import ANCHOR
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.io.tensors import hash_file
 from simcse_trainer.version import __version__
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features, IterableDataset
+    from datasets import Dataset, IterableDataset
 
 
 logger = logging.getLogger(__name__)
@@ -116,24 +117,30 @@ def prepare_dataset(
     if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
         raise InputError(f"{source} is {schema.describe(dataset)}, expected a datasets.Dataset.")
     check_format(dataset, source=source)
-    names = dataset.column_names or list(next(iter(dataset), {}))
-    mapping = schema.resolve_text_columns(names, columns, source=source)
-    _check_types(dataset.features or {}, mapping, source)
-    features = _string_features(mapping)
+    first = list(dataset.take(readers.SAMPLE_ROWS))
+    names = dataset.column_names or list(next(iter(first), {}))
+    mapping = schema.resolve_text_columns(names, columns, source=source, rows=first)
+    found = TextColumns.find(mapping, first)
+    _check_types(dataset.features or {}, found, source)
+    features = found.features()
     if isinstance(dataset, datasets.IterableDataset):
-        check = schema.ExampleCheck(mapping, drop_invalid_rows, source)
+        check = ExampleCheck(found, drop_invalid_rows, source)
         options: dict[str, Any] = {"with_indices": True, "batched": True, "batch_size": 1}
         return dataset.map(check, remove_columns=names, features=features, **options)
-    dataset = dataset.with_format(None).select_columns(list(mapping.values()))
+    dataset = dataset.with_format(None).select_columns(list(found.names.values()))
     rows = (row for batch in dataset.with_format("arrow").iter(1000) for row in batch.to_pylist())
     problems = {
         index: f"{source} row {index + 1}: {problem}"
         for index, row in enumerate(rows)
-        if (problem := schema.find_problem(row, mapping))
+        if (problem := found.read(row)[1])
     }
-    dataset = dataset.rename_columns({name: role for role, name in mapping.items()})
-    if dataset.features != features:
-        dataset = dataset.cast(features)
+    given = dataset.rename_columns({name: role for role, name in found.names.items()})
+    if given.features.keys() == features.keys() and _are_plain(given.features):
+        dataset = given if given.features == features else given.cast(features)
+    else:
+        dataset = dataset.map(
+            found.read_texts, remove_columns=dataset.column_names, features=features
+        )
     return schema.drop_or_raise_invalid_rows(
         dataset, problems, drop=drop_invalid_rows, source=source
     )
@@ -149,15 +156,26 @@ def check_format(dataset: Any, *, source: str) -> None:
         )
 
 
-def _check_types(features: Mapping[str, Any], mapping: Mapping[str, str], source: str) -> None:
-    for name in mapping.values():
+def _check_types(features: Mapping[str, Any], columns: TextColumns, source: str) -> None:
+    import datasets
+
+    for role, name in columns.names.items():
         feature = features.get(name)
-        dtype = getattr(feature, "dtype", type(feature).__name__)
+        is_list = isinstance(feature, list | datasets.List | datasets.LargeList)
+        if is_list and (role != ANCHOR or isinstance(getattr(feature, "feature", None), dict)):
+            continue  # of texts or of turns of a chat, which the rows tell
+        dtype = getattr(feature, "dtype", None) or type(feature).__name__
         if feature is not None and dtype not in ("string", "large_string", "null"):
             raise InputError(
                 f"{source}: column {name!r} holds {dtype}, expected text. Found "
                 f"{schema.quote_names(features)}; name the text columns with --columns."
             )
+
+
+def _are_plain(features: Mapping[str, Any]) -> bool:
+    """Return whether no column has chats: columns of texts and of lists can be cast."""
+    kinds = [getattr(feature, "feature", feature) for feature in features.values()]
+    return all(hasattr(kind, "dtype") and kind.dtype is not None for kind in kinds)
 
 
 def _check_options(
@@ -186,13 +204,13 @@ def _load_files(
         mapping = nli.resolve_nli_columns(names, columns, source=str(files[0]))
         # A tuple: the files of a list are shards, and each would be grouped by itself.
         given = {"files": tuple(keys), "columns": mapping, "options": options}
-        built = _build(nli.file_triplets, nli.TRIPLET_COLUMNS, cache_dir, **given)
+        built = _build(nli.file_triplets, nli.TRIPLETS, cache_dir, **given)
         return schema.drop_or_raise_invalid_rows(
             *built, needs=nli.NLI_NEEDS, drop=drop, source=source
         )
-    mapping = _resolve_files(files, options, columns)
-    given = {"files": keys, "columns": mapping, "options": options}
-    built = _build(_generate_rows, mapping, cache_dir, **given)
+    found = _resolve_files(files, options, columns)
+    given = {"files": keys, "columns": found, "options": options}
+    built = _build(_generate_rows, found, cache_dir, **given)
     return schema.drop_or_raise_invalid_rows(*built, drop=drop, source=source)
 
 
@@ -202,7 +220,7 @@ def _convert_to_triplets(
     check_format(dataset, source=source)
     mapping = nli.resolve_nli_columns(dataset.column_names, columns, source=source)
     options = {"dataset": dataset, "columns": mapping, "source": source}
-    built = _build(nli.dataset_triplets, nli.TRIPLET_COLUMNS, cache_dir, **options)
+    built = _build(nli.dataset_triplets, nli.TRIPLETS, cache_dir, **options)
     return schema.drop_or_raise_invalid_rows(*built, needs=nli.NLI_NEEDS, drop=drop, source=source)
 
 
@@ -211,17 +229,17 @@ def _stream_files(
 ) -> IterableDataset:
     from datasets import IterableDataset
 
-    mapping = _resolve_files(files, options, columns)
-    kwargs = {"files": [str(file) for file in files], "columns": mapping, "drop": drop}
-    kwargs["options"] = options
+    found = _resolve_files(files, options, columns)
+    kwargs: dict[str, Any] = {"files": [str(file) for file in files], "columns": found}
+    kwargs |= {"drop": drop, "options": options}
     return IterableDataset.from_generator(
-        _stream_rows, features=_string_features(mapping), gen_kwargs=kwargs
+        _stream_rows, features=found.features(), gen_kwargs=kwargs
     )
 
 
 def _resolve_files(
     files: list[Path], options: FileOptions, columns: Sequence[str] | None
-) -> dict[str, str]:
+) -> TextColumns:
     names = _common_columns(files, options, columns)
     samples = {file: readers.sample_rows(file, options) for file in files}
     first = [row.values for row in samples[files[0]] if not row.problem]
@@ -232,7 +250,7 @@ def _resolve_files(
     for file, rows in samples.items():
         if is_table(file, options):
             _check_cells(file, [row.values for row in rows], mapping, chosen=bool(columns))
-    return mapping
+    return TextColumns.find(mapping, (row.values for rows in samples.values() for row in rows))
 
 
 def _check_header(file: Path, names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
@@ -293,31 +311,29 @@ def _identify(file: Path) -> _File:
 
 
 def _check_rows(
-    path: str, columns: Mapping[str, str], options: FileOptions
-) -> Iterator[tuple[dict[str, str], str | None]]:
+    path: str, columns: TextColumns, options: FileOptions
+) -> Iterator[tuple[dict[str, Any], str | None]]:
     """Check each row, under canonical names, and note what is wrong with it."""
     row = None
     for row in readers.read_rows(Path(path), options):
-        problem = row.problem or schema.find_problem(row.values, columns)
-        if problem is None:
-            yield {role: str(row.values[name]) for role, name in columns.items()}, None
-        else:
-            yield dict.fromkeys(columns, ""), f"{path} row {row.number}: {problem}"
+        texts, problem = columns.read(row.values)
+        problem = row.problem or problem
+        yield texts, f"{path} row {row.number}: {problem}" if problem else None
     if row is None:
         raise InputError(f"{path} has no rows. Add texts, or leave the file out.")
 
 
 def _generate_rows(
-    files: list[_File], columns: Mapping[str, str], options: FileOptions
-) -> Iterator[dict[str, str | None]]:
+    files: list[_File], columns: TextColumns, options: FileOptions
+) -> Iterator[dict[str, Any]]:
     for path, *_ in files:
         for texts, problem in _check_rows(path, columns, options):
             yield {**texts, schema.PROBLEM: problem}
 
 
 def _stream_rows(
-    files: list[str], columns: Mapping[str, str], drop: bool, options: FileOptions
-) -> Iterator[dict[str, str]]:
+    files: list[str], columns: TextColumns, drop: bool, options: FileOptions
+) -> Iterator[dict[str, Any]]:
     for path in files:
         count, problems = 0, 0
         first = ""
@@ -328,9 +344,8 @@ def _stream_rows(
             elif drop:
                 problems, first = problems + 1, first or problem
             else:
-                raise InputError(
-                    f"{problem}. {schema.suggest_fix(schema.count_texts(columns), 'such rows')}"
-                )
+                needs = schema.count_texts(columns.roles)
+                raise InputError(f"{problem}. {schema.suggest_fix(needs, 'such rows')}")
         if problems:
             logger.warning(schema.DROPPED, path, problems, count - problems, first)
         if problems == count:
@@ -338,8 +353,8 @@ def _stream_rows(
 
 
 def _build(
-    generator: Callable[..., Iterator[dict[str, str | None]]],
-    roles: Iterable[str],
+    generator: Callable[..., Iterator[dict[str, Any]]],
+    made: TextColumns,
     cache_dir: str | None,
     **gen_kwargs: object,
 ) -> tuple[Dataset, dict[int, str]]:
@@ -347,7 +362,7 @@ def _build(
     from datasets import Dataset
     from datasets.exceptions import DatasetGenerationError
 
-    features = _string_features([*roles, schema.PROBLEM])
+    features = made.features(schema.PROBLEM)
     try:
         dataset = Dataset.from_generator(
             generator, features=features, gen_kwargs=gen_kwargs, cache_dir=cache_dir
@@ -359,12 +374,6 @@ def _build(
     column = dataset.data.column(schema.PROBLEM)
     found = column.is_valid().to_numpy().nonzero()[0].tolist()
     return dataset.remove_columns(schema.PROBLEM), {index: column[index].as_py() for index in found}
-
-
-def _string_features(roles: Iterable[str]) -> Features:
-    from datasets import Features, Value
-
-    return Features({role: Value("string") for role in roles})
 
 
 _REMEDIES = {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simcse_trainer.data.lines import FileOptions
+from simcse_trainer.data.lists import TextColumns
 from simcse_trainer.data.readers import read_rows
 from simcse_trainer.data.schema import (
     ANCHOR,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 NLI_COLUMNS = ("premise", "hypothesis", "label")
-TRIPLET_COLUMNS = (ANCHOR, POSITIVE, NEGATIVE)
+TRIPLETS = TextColumns({role: role for role in (ANCHOR, POSITIVE, NEGATIVE)})
 
 NLI_NEEDS = "a premise, a hypothesis and a label"
 
@@ -172,7 +173,7 @@ def _triplets_then_problems(
         if not problems:
             raise
     for problem in problems:
-        yield {**dict.fromkeys(TRIPLET_COLUMNS, ""), PROBLEM: problem}
+        yield {**TRIPLETS.nothing, PROBLEM: problem}
 
 
 def _read_label(label: object) -> str | None:

@@ -7,9 +7,8 @@ import math
 import reprlib
 import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from simcse_trainer.data.kinds import is_number, suggest_columns
 from simcse_trainer.errors import InputError
@@ -21,12 +20,19 @@ logger = logging.getLogger(__name__)
 
 ANCHOR, POSITIVE, NEGATIVE = "sent0", "sent1", "hard_neg"
 
+# Columns of other projects, whose names tell their roles: FlagEmbedding's and ms-swift's.
+_OTHERS = (("query", "pos", "neg"), ("messages", "positive_messages", "negative_messages"))
+
+# How many positives a row of lists has, beside its tokens.
+POSITIVES = "positives"
+
 # Column in which checked rows carry what is wrong with them.
 PROBLEM = "problem"
 
 DROPPED = "%s: dropped %d rows, %d are left; the first: %s"
 
-_MISSING = object()
+# What a row without a column has in it.
+MISSING = object()
 _KINDS = {
     bool: "a boolean",
     int: "a number",
@@ -49,7 +55,9 @@ def resolve_text_columns(
     Args:
         column_names: All columns of the data, in their order.
         columns: The text columns by position: anchor, positive, hard negatives. By default
-            `sent0`, `sent1` and every `hard_neg*`, or the only column.
+            `sent0`, `sent1` and every `hard_neg*`; `query`, `pos`, `neg` as FlagEmbedding and
+            `messages`, `positive_messages`, `negative_messages` as ms-swift call them; or the
+            only column.
         source: File or data set, for the errors.
         rows: The first rows, by which columns of texts are suggested.
 
@@ -65,6 +73,10 @@ def resolve_text_columns(
         return _by_position(names, [columns] if isinstance(columns, str) else list(columns), source)
     if ANCHOR in names:
         return _by_name(names, source)
+    for anchor, positive, negative in _OTHERS:
+        if {anchor, positive} <= {*names}:
+            roles = {ANCHOR: anchor, POSITIVE: positive, NEGATIVE: negative}
+            return {role: name for role, name in roles.items() if name in names}
     if len(names) == 1:
         return {ANCHOR: names[0]}
     if not names:
@@ -93,7 +105,7 @@ def find_problem(row: Mapping[str, object], columns: Mapping[str, str]) -> str |
         Short text such as "column 'sent1' is empty", or None for a good row.
     """
     for name in columns.values():
-        problem = _find_text_problem(row.get(name, _MISSING))
+        problem = find_text_problem(row.get(name, MISSING))
         if problem is not None:
             return f"column {name!r} {problem}"
     return None
@@ -181,35 +193,6 @@ def drop_or_raise_invalid_rows(
     return dataset.select([index for index in range(len(dataset)) if index not in problems])
 
 
-@dataclass
-class ExampleCheck:
-    """Renames and checks the examples of a stream, as batches of one.
-
-    A stream has no end to report at: drops are logged at the 1st, 10th, 100th, ...
-    """
-
-    columns: Mapping[str, str]
-    drop: bool
-    source: str
-    dropped: int = 0
-
-    def __call__(
-        self, batch: Mapping[str, list[object]], indices: list[int]
-    ) -> dict[str, list[Any]]:
-        """Return the same texts under canonical names; none for a row to drop."""
-        row = {name: cells[0] for name, cells in batch.items()}
-        problem = find_problem(row, self.columns)
-        if problem is None:
-            return {role: [row[name]] for role, name in self.columns.items()}
-        problem = f"{self.source} row {indices[0] + 1}: {problem}"
-        if not self.drop:
-            raise InputError(f"{problem}. {suggest_fix(count_texts(self.columns), 'such rows')}")
-        self.dropped += 1
-        if str(self.dropped).rstrip("0") == "1":
-            logger.warning("%s: dropped %d rows so far; now %s", self.source, self.dropped, problem)
-        return {role: [] for role in self.columns}
-
-
 def suggest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Return ` (nearest: 'x')` for an unknown name; empty if nothing is near."""
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
@@ -265,10 +248,11 @@ def _describe_misspelt(names: Iterable[str]) -> str:
     return ""
 
 
-def _find_text_problem(value: object) -> str | None:
+def find_text_problem(value: object) -> str | None:
+    """Say what keeps a value from being a text to train on, such as "is empty"; None if nothing."""
     if isinstance(value, str):
         return _find_character_problem(value)
-    if value is _MISSING:
+    if value is MISSING:
         return "is missing"
     if value is None:
         return "is null"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from simcse_trainer.data.schema import POSITIVE, POSITIVES
 from simcse_trainer.model.tokenizer import tokenize
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ def tokenize_dataset(
     num_proc: int | None = None,
     keep_texts: bool = False,
 ) -> Dataset | IterableDataset:
-    """Replace the text columns of each row by `input_ids`, one list of token ids per column.
+    """Replace the text columns of each row by `input_ids`, one list of token ids per text.
+
+    Of a row with lists they are those of the anchor, of its positives, and of its negatives, and
+    `positives` says how many the positives are.
 
     Raises InputError for a token that the model has no embedding for.
 
@@ -76,14 +81,35 @@ def _fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, asked: li
 
 
 def _tokenize_rows(
-    rows: Mapping[str, list[str]],
+    rows: Mapping[str, list[Any]],
     tokenizer: PreTrainedTokenizerBase,
     max_seq_length: int,
     vocab_size: int | None,
     columns: Sequence[str],
-) -> dict[str, list[list[list[int]]]]:
-    views = [
-        tokenize(tokenizer, rows[column], max_seq_length, vocab_size=vocab_size)
+) -> dict[str, list[Any]]:
+    lists = [
+        [texts if isinstance(texts, list) else [texts] for texts in rows[column]]
         for column in columns
     ]
-    return {INPUT_IDS: [list(row) for row in zip(*views, strict=True)]}
+    views = [
+        _split(
+            tokenize(
+                tokenizer,
+                [text for texts in column for text in texts],
+                max_seq_length,
+                vocab_size=vocab_size,
+            ),
+            [len(texts) for texts in column],
+        )
+        for column in lists
+    ]
+    rows_of_ids = [list(chain.from_iterable(row)) for row in zip(*views, strict=True)]
+    made: dict[str, list[Any]] = {INPUT_IDS: rows_of_ids}
+    if any(isinstance(texts, list) for texts in rows.get(POSITIVE, ())):
+        made[POSITIVES] = [len(texts) for texts in rows[POSITIVE]]
+    return made
+
+
+def _split(ids: list[list[int]], lengths: Sequence[int]) -> list[list[list[int]]]:
+    rest = iter(ids)
+    return [[next(rest) for _ in range(length)] for length in lengths]

@@ -75,8 +75,8 @@ def judge(
     """Say in a sentence what became of a model, by the mean of its scores.
 
     Args:
-        before: From `evaluate_tasks`: `avg_sts` or else `ndcg_at_10`, `anisotropy` and others; empty
-            where not measured.
+        before: From `evaluate_tasks`: `avg_sts` or else `ndcg_at_10`, `anisotropy` and others;
+            empty where not measured.
         after: The same of the trained model.
         interval: Of the change, from `bootstrap_change`.
         losses: Those of the log, from the first step on.

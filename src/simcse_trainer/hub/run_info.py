@@ -19,7 +19,7 @@ from datasets import Dataset, IterableDataset
 from transformers import TrainingArguments
 
 from simcse_trainer.analysis.figures import describe_training_curve
-from simcse_trainer.data.schema import resolve_text_columns
+from simcse_trainer.data.schema import POSITIVES, resolve_text_columns
 from simcse_trainer.data.tokenization import INPUT_IDS
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS
 from simcse_trainer.evaluation.tasks import split_retrieval_metric
@@ -222,7 +222,10 @@ def take_examples(
     if INPUT_IDS not in names:
         roles = resolve_text_columns(names, source="train_dataset") if names else {}
         # A row that cannot be used is refused in its turn.
-        return Examples(list(roles), [[str(row[n]) for n in roles.values()] for row in rows])
+        shown = [[_show_cell(row[name]) for name in roles.values()] for row in rows]
+        return Examples(list(roles), shown)
+    if POSITIVES in names:
+        return Examples([], [])
     tokenizer: Any = model.tokenizer
     views = len(rows[0][INPUT_IDS])
     negatives = [f"hard_neg{i}" if views > 3 else "hard_neg" for i in range(1, views - 1)]
@@ -402,6 +405,11 @@ def _evaluated_on(metrics: Mapping[str, float], info: RunInfo) -> dict[str, Eval
 def _find_runtime(log_history: Sequence[Mapping[str, Any]]) -> float | None:
     logged = (entry["train_runtime"] for entry in log_history if "train_runtime" in entry)
     return next(logged, None)
+
+
+def _show_cell(value: Any) -> str:
+    """Return a text; of a list, of which one is drawn, all."""
+    return " / ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _portable_value(value: Any) -> Any:

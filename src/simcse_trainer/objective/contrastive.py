@@ -60,7 +60,8 @@ class ContrastiveObjective:
 
         Args:
             views: [V, B, D]: anchors, positives, then each column of hard negatives.
-            text_ids: [V, B], equal texts, equal integers.
+            text_ids: [V + P, B], equal texts, equal integers; P further texts of each row belong
+                to its anchor, such as its positives that were not drawn, and are no negatives.
 
         Returns:
             A scalar.
@@ -70,6 +71,7 @@ class ContrastiveObjective:
         if self.gather_across_devices:
             rows = ShardSizes.exchange(size, views.device)
         candidates = gather_with_grad(views[1:].transpose(0, 1), rows).transpose(0, 1)
+        text_ids, others = text_ids[: len(views)], text_ids[len(views) :]
         ids = gather_with_grad(text_ids.T, rows).T if self.mask_duplicate_negatives else None
         options: dict[str, Any] = {
             "temperature": self.temperature,
@@ -77,10 +79,11 @@ class ContrastiveObjective:
             "offset": rows.offset,
         }
         if size * candidates.shape[0] * candidates.shape[1] > LARGEST_MATRIX:
-            return tiled_info_nce(views[0], candidates, text_ids=ids, **options) * rows.loss_scale
+            options |= {"text_ids": ids, "others": others}
+            return tiled_info_nce(views[0], candidates, **options) * rows.loss_scale
         masked = None
         if ids is not None:
-            masked = find_false_negatives(ids, offset=rows.offset, size=size)
+            masked = find_false_negatives(ids, others, offset=rows.offset, size=size)
         return info_nce(views[0], candidates, false_negatives=masked, **options) * rows.loss_scale
 
 

@@ -44,16 +44,20 @@ def contrastive_logits(
     return logits
 
 
-def find_false_negatives(text_ids: Tensor, *, offset: int = 0, size: int | None = None) -> Tensor:
+def find_false_negatives(
+    text_ids: Tensor, others: Tensor | None = None, *, offset: int = 0, size: int | None = None
+) -> Tensor:
     """Find candidates that are no negatives, because the data says that they belong together.
 
     A candidate is no negative of anchor i if its text is that of anchor i or of its positive, or
     if it is the positive of another row with the same anchor text. The hard negatives of such
-    another row stay negatives, and an anchor's own positive is never marked.
+    another row stay negatives, and an anchor's own positive is never marked. Where a row has more
+    texts that belong to its anchor, such as positives that were not drawn, those are none either.
 
     Args:
         text_ids: [1 + C, N], one integer per text of the whole batch, anchors first: equal texts,
             equal integers.
+        others: [P, B], ids of further texts that are no negatives of this process's anchors.
         offset: Row of the first anchor of this process.
         size: Number B of anchors of this process; by default all from `offset` on.
 
@@ -64,7 +68,9 @@ def find_false_negatives(text_ids: Tensor, *, offset: int = 0, size: int | None 
     rows = torch.arange(len(anchors), device=text_ids.device)[offset:][:size]
     found = torch.cat(
         [
-            false_negative_mask(anchors[rows], positives[rows], texts, None if c else anchors)
+            false_negative_mask(
+                anchors[rows], positives[rows], texts, None if c else anchors, others
+            )
             for c, texts in enumerate(text_ids[1:])
         ],
         1,
@@ -74,7 +80,11 @@ def find_false_negatives(text_ids: Tensor, *, offset: int = 0, size: int | None 
 
 
 def false_negative_mask(
-    anchors: Tensor, positives: Tensor, candidates: Tensor, of_candidates: Tensor | None
+    anchors: Tensor,
+    positives: Tensor,
+    candidates: Tensor,
+    of_candidates: Tensor | None,
+    others: Tensor | None = None,
 ) -> Tensor:
     """Apply the rule of `find_false_negatives` to text ids, as [T, W]; true of own positives too.
 
@@ -83,9 +93,12 @@ def false_negative_mask(
         positives: [T], those of the anchors.
         candidates: [W], of one column.
         of_candidates: [W], the candidates' anchors if the column is that of the positives.
+        others: [P, T], of further texts that are no negatives of the anchors.
     """
     own = anchors[:, None]
     found = (candidates == own) | (candidates == positives[:, None])
+    for texts in () if others is None else others:
+        found |= candidates == texts[:, None]
     return found if of_candidates is None else found | (of_candidates == own)
 
 

@@ -28,6 +28,7 @@ def tiled_info_nce(
     temperature: float,
     hard_negative_weight: float = 0.0,
     text_ids: Tensor | None = None,
+    others: Tensor | None = None,
     offset: int = 0,
     tile_size: int = 1024,
 ) -> Tensor:
@@ -40,6 +41,7 @@ def tiled_info_nce(
         hard_negative_weight: A logit for each anchor's own hard negatives.
         text_ids: [1 + C, N] as in `find_false_negatives`, whose rule is applied tile by tile, or
             None to count all candidates.
+        others: [P, B], with `text_ids`: see there.
         offset: Row of the first anchor in the whole batch.
         tile_size: Anchors and candidates in a tile. It changes memory and speed, not the loss.
 
@@ -59,7 +61,7 @@ def tiled_info_nce(
     options = _Options(temperature, hard_negative_weight, offset, tile_size)
     with torch.autocast(anchors.device.type, enabled=False):
         anchors, candidates = (_unit_vectors(x, tile_size) for x in (anchors, candidates))
-        losses: Tensor = _TiledLoss.apply(anchors, candidates, text_ids, options)
+        losses: Tensor = _TiledLoss.apply(anchors, candidates, text_ids, others, options)
     return losses.mean()
 
 
@@ -101,39 +103,44 @@ class _TiledLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchors: Tensor, candidates: Tensor, text_ids: Tensor | None, options: _Options
+        ctx: Any,
+        anchors: Tensor,
+        candidates: Tensor,
+        text_ids: Tensor | None,
+        others: Tensor | None,
+        options: _Options,
     ) -> Tensor:
         partition = anchors.new_full((len(anchors),), -torch.inf)
         positives = torch.empty_like(partition)
         for tile in _tiles(len(anchors), candidates, options):
-            logits = _logits(anchors, candidates, text_ids, options, tile)
+            logits = _logits(anchors, candidates, (text_ids, others), options, tile)
             rows = partition[tile.rows]
             torch.logaddexp(rows, logits.logsumexp(1), out=rows)
             if tile.column == 0:
                 own = tile.own(logits)
                 positives[tile.rows][max(0, -tile.diagonal) :][: len(own)] = own
-        ctx.save_for_backward(anchors, candidates, text_ids, partition)
+        ctx.save_for_backward(anchors, candidates, text_ids, others, partition)
         ctx.options = options
         return partition - positives
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        anchors, candidates, text_ids, partition = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        anchors, candidates, text_ids, others, partition = ctx.saved_tensors
         grads = torch.zeros_like(anchors), torch.zeros_like(candidates)
         scale = grad / ctx.options.temperature
         # Backward may be called under an autocast that forward knew nothing of.
         with torch.autocast(anchors.device.type, enabled=False):
             for tile in _tiles(len(anchors), candidates, ctx.options):
-                rows, column, others, _ = tile
-                softmax = _logits(anchors, candidates, text_ids, ctx.options, tile)
+                rows, column, place, _ = tile
+                softmax = _logits(anchors, candidates, (text_ids, others), ctx.options, tile)
                 softmax.sub_(partition[rows, None]).exp_()
                 if column == 0:
                     tile.own(softmax).sub_(1)
                 softmax.mul_(scale[rows, None])
-                grads[0][rows].addmm_(softmax, candidates[column, others])
-                grads[1][column, others].addmm_(softmax.T, anchors[rows])
-        return *grads, None, None
+                grads[0][rows].addmm_(softmax, candidates[column, place])
+                grads[1][column, place].addmm_(softmax.T, anchors[rows])
+        return *grads, None, None, None
 
 
 def _tiles(anchors: int, candidates: Tensor, options: _Options) -> Iterator[_Tile]:
@@ -148,26 +155,35 @@ def _tiles(anchors: int, candidates: Tensor, options: _Options) -> Iterator[_Til
 
 
 def _logits(
-    anchors: Tensor, candidates: Tensor, text_ids: Tensor | None, options: _Options, tile: _Tile
+    anchors: Tensor,
+    candidates: Tensor,
+    ids: tuple[Tensor | None, Tensor | None],
+    options: _Options,
+    tile: _Tile,
 ) -> Tensor:
     """Compute a tile [T, W] of `contrastive_logits`, minus infinity at false negatives."""
     logits = anchors[tile.rows] @ candidates[tile.column, tile.others].T
     logits.div_(options.temperature)
     if tile.column > 0:
         tile.own(logits).add_(options.hard_negative_weight)
+    text_ids, others = ids
     if text_ids is not None:
         of_anchors = text_ids[:, options.offset :][:, tile.rows]
-        logits.masked_fill_(_false_negatives(of_anchors, text_ids, tile), -torch.inf)
+        others = None if others is None else others[:, tile.rows]
+        logits.masked_fill_(_false_negatives(of_anchors, others, text_ids, tile), -torch.inf)
     return logits
 
 
-def _false_negatives(of_anchors: Tensor, text_ids: Tensor, tile: _Tile) -> Tensor:
+def _false_negatives(
+    of_anchors: Tensor, others: Tensor | None, text_ids: Tensor, tile: _Tile
+) -> Tensor:
     """Compute a tile [T, W] of `find_false_negatives`."""
     found = false_negative_mask(
         of_anchors[0],
         of_anchors[1],
         text_ids[1 + tile.column, tile.others],
         text_ids[0, tile.others] if tile.column == 0 else None,
+        others,
     )
     if tile.column == 0:
         tile.own(found).fill_(False)

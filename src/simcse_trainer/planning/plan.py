@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import List
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.training_args import OptimizerNames
@@ -308,7 +309,13 @@ def plan_run(
     if tokens is not None and not 0 < tokens <= longest:
         raise InputError(f"tokens is {tokens}; expected 1 to {longest}, the longest text.")
     workload = Workload(
-        views=views or _count_views(data_args, notes, least=2 if args.contrastive_weight else 1),
+        views=views
+        or _count_views(
+            data_args,
+            notes,
+            least=2 if args.contrastive_weight else 1,
+            negatives=args.num_hard_negatives,
+        ),
         batch=args.per_device_train_batch_size,
         chunk=args.chunk_size,
         longest=longest,
@@ -360,10 +367,10 @@ def _changes(
         yield " ".join(words), model_args, args
 
 
-def _count_views(data_args: DataArguments, notes: list[str], *, least: int) -> int:
+def _count_views(data_args: DataArguments, notes: list[str], *, least: int, negatives: int) -> int:
     """Count the texts per row: as the options say, else as the data has them if it is here.
 
-    At least `least`: a sentence that is contrasted is encoded twice.
+    At least `least`: a sentence that is contrasted is encoded twice; of lists so many negatives.
     """
     if data_args.nli_triplets:
         return 3
@@ -371,8 +378,11 @@ def _count_views(data_args: DataArguments, notes: list[str], *, least: int) -> i
         return max(least, len(data_args.columns))
     files = data_args.train_file
     if files and data_args.dataset_name is None and Path(files[0]).is_file():
-        rows = load_training_data(files[:1], streaming=True)
-        return max(least, len(rows.column_names or next(iter(rows))))
+        options = data_args.file_options
+        rows = load_training_data(files[:1], file_options=options, streaming=True)
+        names = rows.column_names or list(next(iter(rows)))
+        has_lists = isinstance((rows.features or {}).get(names[-1]), List)
+        return 2 + negatives * (len(names) > 2) if has_lists else max(least, len(names))
     if files and all(".txt" in Path(name).suffixes for name in files):
         return least
     notes.append("The data is not here: 3 texts a row are taken for granted; or pass --views.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -19,7 +19,8 @@ from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.data.augmentation import DISCRETE, DiscreteAugmentation
 from simcse_trainer.data.loading import check_format, prepare_dataset
 from simcse_trainer.data.profile import find_problems, profile_data, summarize, take_columns
-from simcse_trainer.data.schema import ANCHOR
+from simcse_trainer.data.retrieval import RetrievalData
+from simcse_trainer.data.schema import ANCHOR, POSITIVES
 from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
 from simcse_trainer.errors import InputError
 from simcse_trainer.hub.run_info import Examples, take_examples
@@ -32,6 +33,7 @@ from simcse_trainer.objective.mlm import (
     label_position_before,
     mask_tokens,
 )
+from simcse_trainer.training.drawing import ListDraws
 from simcse_trainer.training.validation import (
     check_dropout,
     check_size,
@@ -83,14 +85,15 @@ def prepare_training_data(
     dataset = tokenize_if_text(dataset, model, args, num_proc)
     check_size(dataset, args)
     dataset = group_by_length(dataset, args)
-    views = count_views(dataset)
+    views = count_views(dataset, args)
     examples = take_examples(texts, model) if args.should_save else Examples([], [])
     set_up_augmentation(model, args, views)
     if views == 1 and args.augmentation == "dropout" and args.contrastive_weight:
         check_dropout(model)
     choose_head(model, views)
-    warn_about_settings(args, views)
-    if args.process_index == 0 and args.contrastive_weight:
+    has_lists = POSITIVES in next(iter(dataset))
+    warn_about_settings(args, views, has_lists=has_lists)
+    if args.process_index == 0 and args.contrastive_weight and not has_lists:
         report_data(texts, model, evaluation)
     if not isinstance(dataset, Dataset):
         dataset = prepare_stream(dataset, args)
@@ -107,19 +110,18 @@ def report_data(dataset: Any, model: SimCSEModel, evaluation: Any = None) -> Non
     Args:
         dataset: Of text columns; one of `input_ids` is left as it is.
         model: Its tokenizer and length are those that the texts are looked at with.
-        evaluation: Scored pairs, by task or of one.
+        evaluation: Scored pairs, or queries and passages, by task or of one.
     """
     if not isinstance(dataset, Dataset) or INPUT_IDS in dataset.column_names:
         return
     tasks = tasks_by_name(evaluation).values() if evaluation is not None else ()
-    pairs = [pair for d in tasks for pair in zip(d["sentence1"], d["sentence2"], strict=True)]
     first = dataset.select(range(min(len(dataset), _PROFILED_ROWS + 1)))
     columns, complete = take_columns(prepare_dataset(first), _PROFILED_ROWS)
     profile = profile_data(
         columns,
         tokenizer=model.tokenizer,
         max_seq_length=model.max_seq_length,
-        evaluation=pairs,
+        evaluation=[pair for task in tasks for pair in _list_pairs(task)],
         complete=complete,
         tokenized=_PROFILED_TEXTS,
     )
@@ -127,6 +129,17 @@ def report_data(dataset: Any, model: SimCSEModel, evaluation: Any = None) -> Non
         logger.info(line)
     for problem in find_problems(profile):
         logger.warning(problem.text)
+
+
+def _list_pairs(task: Any) -> Iterable[tuple[str, str]]:
+    """List the pairs of evaluation data: of a large corpus, none."""
+    if not isinstance(task, RetrievalData):
+        return zip(task["sentence1"], task["sentence2"], strict=True)
+    if task.passages > _PROFILED_ROWS:
+        return ()
+    texts = dict(task.read_passages())
+    found = zip(task.queries, task.relevant, strict=True)
+    return [(query, texts[n]) for query, numbers in found for n in numbers if n in texts]
 
 
 def tokenize_if_text(
@@ -212,8 +225,14 @@ def set_up_augmentation(model: SimCSEModel, args: SimCSETrainingArguments, views
         )
 
 
-def build_collator(model: SimCSEModel, args: SimCSETrainingArguments) -> SimCSECollator:
-    """Build the collator for a model's batches, with the augmentation that changes texts."""
+def build_collator(model: SimCSEModel, args: SimCSETrainingArguments, views: int) -> SimCSECollator:
+    """Build the collator for a model's batches, with what changes texts or draws from lists.
+
+    Args:
+        model: Its tokenizer and its length are those of the batches.
+        args: The training options, `SimCSETrainingArguments`.
+        views: The texts in a row of a batch, as `TrainingData` has it.
+    """
     augmentation = None
     if args.augmentation in DISCRETE and model.tokenizer is not None:
         augmentation = DiscreteAugmentation(
@@ -230,10 +249,23 @@ def build_collator(model: SimCSEModel, args: SimCSETrainingArguments) -> SimCSEC
         max_seq_length=model.max_seq_length,
         vocab_size=count_word_embeddings(model.backbone),
         augmentation=augmentation,
+        draws=ListDraws(args.seed, max(views - 2, 0)),
         chunk_size=args.chunk_size,
         keep_lengths=args.mini_batch_size is not None,
         twice=args.contrastive_weight > 0,
     )
+
+
+def begin_epoch(collator: Any, epoch: int) -> None:
+    """Let a collator draw from lists anew.
+
+    Args:
+        collator: A `SimCSECollator`; of another one nothing is changed.
+        epoch: The pass over the data, from 0.
+    """
+    draws = getattr(collator, "draws", None)
+    if draws is not None:
+        draws.epoch = epoch
 
 
 class UnsplitStream(TorchIterableDataset):
@@ -278,6 +310,7 @@ class SimCSECollator:
         vocab_size: So is a token id of this or above, which has no embedding.
         augmentation: From the texts of a batch to token ids of changed copies, such as a
             `DiscreteAugmentation`.
+        draws: From the lists of a row to its texts; needed where examples have lists.
         chunk_size: Sentences per chunk, whose indices are made here too; None: no chunks.
         keep_lengths: Also give what chunks of another size would be made of.
         twice: Encode an example of one sentence twice; False where nothing is contrasted.
@@ -289,6 +322,7 @@ class SimCSECollator:
     max_seq_length: int | None = None
     vocab_size: int | None = None
     augmentation: Callable[[Sequence[str]], list[list[int]]] | None = None
+    draws: ListDraws | None = None
     chunk_size: int | None = None
     keep_lengths: bool = False
     twice: bool = True
@@ -298,24 +332,30 @@ class SimCSECollator:
 
         Args:
             examples: Each with `input_ids`: V lists of token ids, or one for unsupervised SimCSE;
-                for augmentation also the text `sent0`.
+                for augmentation also the text `sent0`. With `positives` they are the anchor,
+                so many positives and any number of negatives, of which some are drawn.
 
         Raises:
             InputError: Token ids that no check has seen, as those of a stream, do not fit.
 
         Returns:
             What `build_batch` makes of the V * B sentences, and `text_ids` [V, B]: equal
-            texts, equal integers, in every process. In chunks also `chunks` of `plan_chunks`, and
-            `sentence_lengths`.
+            texts, equal integers, in every process; of lists [V + P, B], with those of texts that
+            are no negatives. In chunks also `chunks` of `plan_chunks`, and `sentence_lengths`.
         """
-        views = list(zip(*(example[INPUT_IDS] for example in examples), strict=True))
+        others: list[list[int]] = []
+        if self.draws is not None and POSITIVES in examples[0]:
+            views, others = _draw(self.draws, examples)
+        else:
+            views = list(zip(*(example[INPUT_IDS] for example in examples), strict=True))
         if len(views) == 1 and self.augmentation:
             views.append(tuple(self.augmentation([example[ANCHOR] for example in examples])))
         elif len(views) == 1 and self.twice:
             views *= 2
-        self._check(views)
         identities = [[_identify(ids) for ids in view] for view in views]
-        sentences = [ids for view in views for ids in view]
+        filler = views[0][0][:1]
+        sentences = [filler if ids is None else ids for view in views for ids in view]
+        self._check(sentences)
         form: dict[str, bool] = {"padding_free": self.padding_free, "grouped": self.grouped}
         batch = build_batch(sentences, pad_token_id=self.pad_token_id, **form)
         lengths = tuple(map(len, sentences))
@@ -323,17 +363,17 @@ class SimCSECollator:
             batch["chunks"] = plan_chunks(lengths, self.chunk_size, **form)
         if self.keep_lengths:
             batch["sentence_lengths"] = lengths
-        return {**batch, "text_ids": torch.tensor(identities)}
+        return {**batch, "text_ids": torch.tensor(identities + others)}
 
-    def _check(self, views: Sequence[Sequence[Sequence[int]]]) -> None:
-        lengths = [len(ids) for view in views for ids in view]
+    def _check(self, sentences: Sequence[Sequence[int]]) -> None:
+        lengths = [len(ids) for ids in sentences]
         most = self.max_seq_length or max(lengths)
         if min(lengths) < 1 or max(lengths) > most:
             raise InputError(
                 f"train_dataset: a row of '{INPUT_IDS}' has {min(lengths)} to {max(lengths)} "
                 f"tokens in a text; expected 1 to {most}."
             )
-        highest = max(max(ids) for view in views for ids in view)
+        highest = max(map(max, sentences))
         if self.vocab_size is not None and highest >= self.vocab_size:
             raise InputError(
                 f"train_dataset: a row of '{INPUT_IDS}' has the token id {highest}; expected 0 to "
@@ -341,7 +381,31 @@ class SimCSECollator:
             )
 
 
-def _identify(ids: Sequence[int]) -> int:
+# Of a negative that a row does not have: a token stands for it, and is no anchor's negative.
+_NO_TEXT = 0
+
+
+def _draw(
+    draws: ListDraws, examples: Sequence[Mapping[str, Any]]
+) -> tuple[list[Any], list[list[int]]]:
+    """Draw from the lists of a batch.
+
+    Returns:
+        V views of B texts, None for a negative too few; and [P, B] ids of texts that are no
+        negatives of the rows' anchors.
+    """
+    drawn = [draws(example[INPUT_IDS], example[POSITIVES]) for example in examples]
+    others = [[_NO_TEXT, *map(_identify, texts)] for _, texts in drawn]
+    most = max(map(len, others))
+    padded = [ids + [_NO_TEXT] * (most - len(ids)) for ids in others]
+    return list(zip(*(texts for texts, _ in drawn), strict=True)), [
+        list(ids) for ids in zip(*padded, strict=True)
+    ]
+
+
+def _identify(ids: Sequence[int] | None) -> int:
+    if ids is None:
+        return _NO_TEXT
     digest = blake2b(array("l", ids).tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 

@@ -75,7 +75,7 @@ class GradCacheStep:
         while True:
             # Gradients of earlier batches of this update are kept where memory is not short.
             earlier = self._copy_gradients(model) if self.adaptive else None
-            sentences = inputs["text_ids"].numel()
+            sentences = len(inputs["lengths" if "lengths" in inputs else "attention_mask"])
             size = min(self.chunk or sentences, sentences)
             try:
                 if size == sentences:
@@ -121,7 +121,9 @@ class GradCacheStep:
             embeddings, states = embed_without_graph(chunks, embed)
             loss, gradient = loss_and_gradient(
                 embeddings,
-                lambda e: contrast * trainer.objective(e.unflatten(0, text_ids.shape), text_ids),
+                lambda e: (
+                    contrast * trainer.objective(e.unflatten(0, (-1, text_ids.shape[1])), text_ids)
+                ),
             )
             del embeddings  # from here on only their gradient is needed
             rows = gradient.split(size)

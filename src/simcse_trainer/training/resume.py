@@ -200,7 +200,7 @@ _OPTIONS = """
     weight_decay optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm seed data_seed
     bf16 fp16 temperature hard_negative_weight mask_duplicate_negatives gather_across_devices
     mini_batch_size contrastive_weight mlm_weight mlm_probability dataloader_drop_last augmentation
-    augmentation_rate
+    augmentation_rate num_hard_negatives
 """.split()  # noqa: SIM905
 
 

@@ -22,7 +22,7 @@ from transformers import Trainer
 from transformers.trainer_utils import TrainOutput, speed_metrics
 
 from simcse_trainer.arguments import SimCSETrainingArguments
-from simcse_trainer.data.schema import ANCHOR
+from simcse_trainer.data.schema import ANCHOR, POSITIVES
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.suite import count_examples, evaluate_tasks
 from simcse_trainer.files import STATE, TRAINING_ARGS, get_step
@@ -34,7 +34,7 @@ from simcse_trainer.model.io.checkpoints import validate_checkpoint
 from simcse_trainer.model.io.saving import restore_model, save_trained_model
 from simcse_trainer.model.modeling import SimCSEModel, SimCSEOutput
 from simcse_trainer.objective.contrastive import ContrastiveObjective
-from simcse_trainer.training import resume, validation
+from simcse_trainer.training import dataset, resume, validation
 from simcse_trainer.training.callbacks import (
     HubCheckpointCallback,
     ModelCardCallback,
@@ -43,7 +43,6 @@ from simcse_trainer.training.callbacks import (
     take_hub_callback,
 )
 from simcse_trainer.training.checkpointing import AtomicCheckpoints
-from simcse_trainer.training.dataset import MLMInputs, build_collator, prepare_training_data
 from simcse_trainer.training.grad_cache_step import GradCacheStep, set_optimizer_mode
 from simcse_trainer.training.processes import Processes
 
@@ -112,12 +111,12 @@ class SimCSETrainer(Trainer):
         model.use_cpu_kernels &= args.use_cpu_kernels and not args.torch_compile
         self.run_info = RunInfo()
         if train_dataset is not None:
-            options = (args, preprocessing_num_workers, eval_dataset)
-            prepared = prepare_training_data(train_dataset, model, *options)
+            given = (train_dataset, model, args, preprocessing_num_workers, eval_dataset)
+            prepared = dataset.prepare_training_data(*given)
             train_dataset, self.views = prepared.dataset, prepared.views
             self.run_info.examples = prepared.examples
         kwargs.setdefault("processing_class", model.tokenizer)
-        kwargs.setdefault("data_collator", build_collator(model, args))
+        kwargs.setdefault("data_collator", dataset.build_collator(model, args, self.views))
         super().__init__(
             model=model,
             args=args,
@@ -132,7 +131,7 @@ class SimCSETrainer(Trainer):
             mask_duplicate_negatives=args.mask_duplicate_negatives,
             gather_across_devices=args.gather_across_devices,
         )
-        self.mlm = MLMInputs(self)
+        self.mlm = dataset.MLMInputs(self)
         self.grad_cache_step = GradCacheStep(self) if args.mini_batch_size is not None else None
         validation.check_engine(self.accelerator.state, args, self._model)
         self._set_up_files_and_callbacks(template)
@@ -188,8 +187,8 @@ class SimCSETrainer(Trainer):
         output: SimCSEOutput = model(**self.mlm.drop_unused(features))
         loss: Any = 0.0
         if output.embeddings is not None:
-            loss = self.objective(output.embeddings.unflatten(0, text_ids.shape), text_ids)
-            loss = self.args.contrastive_weight * loss
+            views = output.embeddings.unflatten(0, (-1, text_ids.shape[1]))
+            loss = self.args.contrastive_weight * self.objective(views, text_ids)
         if weight is not None and output.mlm_loss is not None:
             loss = loss + self.args.mlm_weight * output.mlm_loss * weight[0] / weight[1]
         return (loss, output) if return_outputs else loss
@@ -205,14 +204,15 @@ class SimCSETrainer(Trainer):
         return norm
 
     def _not_finite(self, what: str) -> InputError:
-        what = f"{what} of step {self.state.global_step + 1}"
-        return not_finite(what, self._model.backbone.dtype)
+        step = self.state.global_step + 1
+        return not_finite(f"{what} of step {step}", self._model.backbone.dtype)
 
     def _set_signature_columns_if_needed(self) -> None:
         """Name the columns that are kept: of texts for the collator, of lengths for the sampler."""
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
-        columns += [n for n in (ANCHOR, self.args.length_column_name) if n not in columns]
+        kept = (ANCHOR, POSITIVES, self.args.length_column_name)
+        columns += [name for name in kept if name not in columns]
 
     # --- Evaluation --------------------------------------------------------------------------
 
@@ -226,9 +226,8 @@ class SimCSETrainer(Trainer):
 
         By default on what was given at construction. Keys of `evaluate_tasks` get the prefix.
         """
-        tasks = validation.tasks_by_name(
-            self.eval_dataset if eval_dataset is None else eval_dataset
-        )
+        given = self.eval_dataset if eval_dataset is None else eval_dataset
+        tasks = validation.tasks_by_name(given)
         start = time.time()
         self._memory_tracker.start()
         found = evaluate_tasks(self.encode, tasks)
@@ -318,6 +317,7 @@ class SimCSETrainer(Trainer):
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Remember which pass over the data this is."""
         self.stream_position.enter_pass(kwargs["epoch"], int(self.state.global_step))
+        dataset.begin_epoch(self.data_collator, kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
     def _load_from_checkpoint(

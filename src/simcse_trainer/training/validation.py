@@ -16,6 +16,7 @@ from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.data.augmentation import DEFAULT_RATE, DISCRETE
 from simcse_trainer.data.pairs import check_scored_pairs
 from simcse_trainer.data.retrieval import RetrievalData, dataset_to_retrieval
+from simcse_trainer.data.schema import POSITIVES
 from simcse_trainer.data.tokenization import INPUT_IDS
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS
@@ -139,6 +140,8 @@ def _refuse_method(name: str) -> Any:
 
 
 _MOST_IDS = 2**31
+# Of a stream, those that tell whether there are negatives.
+_FIRST_ROWS = 100
 
 
 def check_tokenized(dataset: Dataset | IterableDataset, model: SimCSEModel) -> None:
@@ -160,7 +163,7 @@ def check_tokenized(dataset: Dataset | IterableDataset, model: SimCSEModel) -> N
     lengths, ids = pc.list_value_length(texts), pc.list_flatten(texts)
     most_id = (count_word_embeddings(model.backbone) or _MOST_IDS) - 1
     for found, least, most, what in (
-        (views, views[0].as_py(), views[0].as_py(), "texts"),
+        (views, *_expect_views(dataset, views), "texts"),
         (lengths, 1, model.max_seq_length, "tokens in a text"),
         (ids, 0, most_id, "as token ids"),
     ):
@@ -170,6 +173,14 @@ def check_tokenized(dataset: Dataset | IterableDataset, model: SimCSEModel) -> N
                 f"train_dataset: column '{INPUT_IDS}' has rows with {low} to {high} {what}; "
                 f"expected {least}" + (f" to {most}." if most > least else " in every row.")
             )
+
+
+def _expect_views(dataset: Dataset, views: Any) -> tuple[int, int]:
+    """Return the least and the most texts in a row: as many as in the first, unless of lists."""
+    if POSITIVES in dataset.column_names:
+        return 2, _MOST_IDS
+    first: int = views[0].as_py()
+    return first, first
 
 
 def check_model(model: SimCSEModel, args: SimCSETrainingArguments) -> None:
@@ -405,16 +416,30 @@ def _to_task(data: Any, source: str) -> Any:
     return dataset_to_retrieval(data, source=source) or data
 
 
-def count_views(dataset: Dataset | IterableDataset) -> int:
+def count_views(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments) -> int:
     """Count the texts per row of tokenized data: 1 is unsupervised, 2 pairs, more hard negatives.
 
     Raises:
-        InputError: There is no row.
+        InputError: There is no row, or lists would be negatives of their own anchors.
     """
-    row = next(iter(dataset), None)
-    if row is None:
+    rows = list(dataset.take(_FIRST_ROWS))
+    if not rows:
         raise InputError("train_dataset has no rows.")
-    return len(row[INPUT_IDS])
+    if POSITIVES not in rows[0]:
+        return len(rows[0][INPUT_IDS])
+    if not args.mask_duplicate_negatives:
+        raise InputError(
+            "mask_duplicate_negatives is false, but the data has lists: a row's other positives "
+            "would count as its negatives. Leave it out."
+        )
+    has_negatives = any(len(row[INPUT_IDS]) > 1 + row[POSITIVES] for row in rows)
+    if not has_negatives and isinstance(dataset, Dataset):
+        columns = dataset.select_columns([INPUT_IDS, POSITIVES]).with_format("arrow")
+        has_negatives = any(
+            pc.any(pc.greater(pc.list_value_length(t[INPUT_IDS]), pc.add(t[POSITIVES], 1))).as_py()
+            for t in columns.iter(10_000)
+        )
+    return 2 + (args.num_hard_negatives if has_negatives else 0)
 
 
 def choose_head(model: SimCSEModel, views: int) -> None:
@@ -430,10 +455,14 @@ def choose_head(model: SimCSEModel, views: int) -> None:
     )
 
 
-def warn_about_settings(args: SimCSETrainingArguments, views: int) -> None:
+def warn_about_settings(
+    args: SimCSETrainingArguments, views: int, *, has_lists: bool = False
+) -> None:
     """Warn about settings that do less than they seem to."""
     if args.hard_negative_weight and views < 3:
         logger.warning("hard_negative_weight has no effect: the data has no hard negatives.")
+    if args.num_hard_negatives != 1 and not has_lists:
+        logger.warning("num_hard_negatives has no effect: the data has no lists of negatives.")
     if args.augmentation == "none" and args.activation_checkpointing:
         logger.warning(
             "activation_checkpointing has no effect with augmentation none: transformers "
