@@ -23,7 +23,7 @@ def merge(
     trust_remote_code: TrustRemoteCode = "false",
 ) -> None:
     """Add an adapter to the weights it was trained on: a model that everything loads."""
-    from simcse_trainer.cli.models import loading_options
+    from simcse_trainer.cli.models import loading_options, warn_of_servers
     from simcse_trainer.errors import InputError
     from simcse_trainer.hub.run_info import write_merged_card
     from simcse_trainer.model.lora import has_adapter
@@ -38,3 +38,4 @@ def merge(
     model.save_pretrained(output, lora_save="merged")
     write_merged_card(model, output)
     typer.echo(f"The merged model is in {output}.")
+    warn_of_servers(output)

@@ -191,6 +191,14 @@ def load_simcse(name: str, device: str | None, **options: Any) -> SimCSE:
     return SimCSE(find_place(name), device, **options)
 
 
+def warn_of_servers(folder: Path) -> None:
+    """Say which servers would read the folder just made wrongly, or refuse it."""
+    from simcse_trainer.model.io.servers import list_server_warnings
+
+    for warning in list_server_warnings(folder):
+        typer.echo(f"warning: {warning}", err=True)
+
+
 def load_with_index(
     name: str,
     corpus: str | None,

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from simcse_trainer.cli.train import print_error
 from simcse_trainer.errors import InputError
@@ -113,11 +114,11 @@ def join_processes() -> Iterator[Processes]:
         return
     # So that a file that is being written is deleted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    store, _, _ = next(dist.rendezvous("env://"))
+    store, _, _ = next(rendezvous("env://"))
     try:
         dist.init_process_group(
             "gloo",
-            store=dist.PrefixStore("simcse", store),
+            store=store,
             rank=processes.rank,
             world_size=processes.count,
             timeout=_LONGEST_BLOCK,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from simcse_trainer.files import CARD, RESULTS, STATE, TRAINING_ARGS, TRAINING_C
 from simcse_trainer.hub.card_data import EvaluatedOn
 from simcse_trainer.hub.run_info import RunInfo, changed_options
 from simcse_trainer.model.io.checkpoints import read_checkpoint
+from simcse_trainer.model.io.servers import list_server_warnings
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.training.callbacks import HubCheckpointCallback
 from simcse_trainer.training.output_dir import check_output_dir, hold_folder
@@ -114,6 +116,8 @@ def _run(
         if trainer.is_world_process_zero():
             steps = trainer.state.global_step
             print("\n" + format_summary(before, after, folder, steps, verdict))
+            for warning in list_server_warnings(folder):
+                print(f"warning: {warning}", file=sys.stderr)
             if hub:
                 hub.push_folder(folder)
     if hub:

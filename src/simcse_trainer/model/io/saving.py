@@ -372,7 +372,12 @@ def _write(
 
 
 def _write_beside(
-    model: Any, folder: Path, exported: Mapping[str, Tensor], *, as_adapter: bool
+    model: Any,
+    folder: Path,
+    exported: Mapping[str, Tensor],
+    *,
+    as_adapter: bool,
+    pooling_mode: str | None = None,
 ) -> None:
     """Write the tokenizer, the layout and what a licence asks for: all but the backbone."""
     if model.tokenizer is not None:
@@ -383,7 +388,7 @@ def _write_beside(
     write_layout(
         folder,
         Layout(
-            model.pooling_mode,
+            pooling_mode or model.pooling_mode,
             model.max_seq_length,
             dense or None,
             model.prompts,
@@ -397,6 +402,22 @@ def _write_beside(
     )
     if model.terms is not None:
         write_terms(model.terms, folder)
+
+
+def save_without_weights(model: Any, folder: Path, pooling_mode: str) -> None:
+    """Write all of a model but the weights of its backbone, beside what stands in for that.
+
+    Args:
+        model: The model, a `SimCSEModel` without an adapter.
+        folder: A folder that is there.
+        pooling_mode: How the token embeddings of the stand-in are pooled.
+    """
+    head = _part(model.state_dict(), "head.") if model.mlp_only_train is False else {}
+    _write_beside(model, folder, head, as_adapter=False, pooling_mode=pooling_mode)
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model.backbone).__name__]
+    config.save_pretrained(folder)
+    add_older_keys(folder / CONFIG)
 
 
 def list_model_files(model: Any, lora_save: str | None = None) -> list[str]:
