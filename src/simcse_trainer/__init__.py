@@ -50,7 +50,14 @@ def attach_lazily(
             return getattr(import_module(f"{package}.{modules[name]}"), name)
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return get, lambda: sorted({*vars(sys.modules[package]), *modules})
+    def names() -> list[str]:
+        """Return the public names and the modules, without what the package imports itself."""
+        own = vars(sys.modules[package])
+        special = [name for name in own if name.startswith("__")]
+        inside = [name for name in own if f"{package}.{name}" in sys.modules]
+        return sorted({*modules, *special, *inside, *own.get("__all__", ())})
+
+    return get, names
 
 
 __getattr__, __dir__ = attach_lazily(

@@ -55,7 +55,7 @@ class TestData:
         assert first.global_step == second.global_step == 6
 
     def test_streamed_data_needs_max_steps(self, tmp_path):
-        with pytest.raises(InputError, match="--max_steps"):
+        with pytest.raises(InputError, match="max_steps"):
             SimCSETrainer(
                 build_model(), build_args(tmp_path, max_steps=-1), TRIPLETS.to_iterable_dataset()
             )
@@ -375,3 +375,19 @@ def test_settings_that_do_less_than_they_seem_are_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         SimCSETrainer(build_model(), args, TRIPLETS)
     assert "does not add negatives" not in caplog.text
+
+
+def test_columns_are_named_as_at_the_command_line(tmp_path):
+    rows = {"id": [1, 2, 3], "answer": ["a dog", "a cat", "red"], "q": ["dog", "cat", "a red"]}
+    data = Dataset.from_dict(rows)
+    args = build_args(tmp_path)
+    trainer = SimCSETrainer(build_model(), args, data, columns=["q", "answer"])
+    renamed = Dataset.from_dict({"sent0": rows["q"], "sent1": rows["answer"]})
+    expected = SimCSETrainer(build_model(), args, renamed)
+    assert trainer.train_dataset["input_ids"][:] == expected.train_dataset["input_ids"][:]
+    assert trainer.views == 2
+    assert f"views=2, step=0, {str(tmp_path)!r})" in repr(trainer)
+    with pytest.raises(InputError, match=r"train_dataset: .*'question'.*found 'id', 'answer', 'q'"):
+        SimCSETrainer(build_model(), args, data, columns=["question"])
+    with pytest.raises(InputError, match=r"train_dataset is a list; expected a datasets\.Dataset"):
+        SimCSETrainer(build_model(), args, ["a"], columns=["q"])

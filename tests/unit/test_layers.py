@@ -144,6 +144,7 @@ def test_public_names_are_listed_and_there(package):
     module = __import__(f"simcse_trainer.{package}".rstrip("."), fromlist=["x"])
     listed = [name for name in dir(module) if not name.startswith("_")]
     assert listed
+    assert not {"annotations", "sys", "Any", "import_module", "attach_lazily"} & {*listed}
     for name in listed:
         assert getattr(module, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):

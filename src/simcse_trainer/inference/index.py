@@ -88,6 +88,9 @@ class Vectors:
     def __len__(self) -> int:
         return len(self.codes)
 
+    def __repr__(self) -> str:
+        return f"Vectors({len(self)} of {self.dimension} dimensions, {self.storage})"
+
     def extended(self, embeddings: Tensor) -> Vectors:
         """Return these and more unit vectors [M, D] behind them."""
         return Vectors.join([self, Vectors.pack(embeddings, self.storage)])
@@ -179,6 +182,10 @@ class FaissVectors:
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
+
+    def __repr__(self) -> str:
+        found = "cells" if self.fast else "flat"
+        return f"FaissVectors({len(self)} of {self.dimension} dimensions, {found})"
 
     def extended(self, embeddings: Tensor) -> FaissVectors:
         """Return these and more unit vectors [M, D] behind them, in the cells that there are."""

@@ -36,7 +36,7 @@ from simcse_trainer.model.io.layout import read_layout
 from simcse_trainer.model.io.loading import choose_max_length
 from simcse_trainer.model.io.resolve import resolve_model
 from simcse_trainer.model.modeling import SimCSEModel
-from simcse_trainer.model.tokenizer import check_texts
+from simcse_trainer.model.tokenizer import check_sequence, check_texts
 
 # The original's poolers: a pooling mode, and what follows it.
 _POOLERS = {
@@ -66,6 +66,9 @@ class Index:
     sentences: Sequence[str]
     vectors: Vectors | FaissVectors
 
+    def __repr__(self) -> str:
+        return f"Index({len(self.sentences)} sentences, {self.vectors!r})"
+
 
 class SimCSE:
     """A trained model and an index.
@@ -75,14 +78,17 @@ class SimCSE:
 
     Args:
         model_name_or_path: A trained folder, or a name on the Hub; released checkpoints of the
-            original project are read as they were trained.
-        device: By default the accelerator, else the CPU.
+            original project are read as they were trained. Or a `SimCSEModel`, as it is.
+        device: By default the accelerator, else the CPU; of a `SimCSEModel` where it is.
         num_cells: Of a fast faiss index.
         num_cells_in_search: Those of them that are looked into.
         pooler: `cls`, `cls_before_pooler`, `avg`, `avg_top2` or `avg_first_last`, as the original
             names them; by default as the folder says.
         truncate_dim: Keep only the first dimensions of embeddings.
-        options: For `SimCSEModel.from_pretrained`: revision, token, max_seq_length, dtype, ...
+        max_seq_length: In tokens; by default as the folder says, else 128 at most.
+        revision: Branch, tag or commit of a model on the Hub.
+        token: The token that the Hub is asked with.
+        options: More of `SimCSEModel.from_pretrained`: dtype, base_model, trust_remote_code, ...
 
     Attributes:
         name: What it was loaded by.
@@ -97,25 +103,29 @@ class SimCSE:
 
     def __init__(
         self,
-        model_name_or_path: str | Path,
+        model_name_or_path: str | Path | SimCSEModel,
         device: str | torch.device | None = None,
         num_cells: int = 100,
         num_cells_in_search: int = 10,
         pooler: str | None = None,
         *,
         truncate_dim: int | None = None,
+        max_seq_length: int | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
         **options: Any,
     ) -> None:
-        self.name = str(model_name_or_path)
+        given = {"max_seq_length": max_seq_length, "revision": revision, "token": token}
         if pooler is not None:
             options |= _read_pooler(pooler)
-        self.model = SimCSEModel.from_pretrained(self.name, **options).eval()
-        if options.get("max_seq_length") is None:
-            hub = {name: options.get(name) for name in ("revision", "token")}
-            said = {"pooling_mode", "projection_head"} <= {*options}
-            layout = read_layout(resolve_model(self.name), assume_absent=said, **hub)
-            if layout is None:
-                self.model.max_seq_length = min(self.model.max_seq_length, _ORIGINAL_LENGTH)
+        options |= {name: value for name, value in given.items() if value is not None}
+        if isinstance(model_name_or_path, SimCSEModel):
+            self.model = _as_it_is(model_name_or_path, options).eval()
+            self.name = str(getattr(self.model.config, "_name_or_path", "") or "SimCSEModel")
+            device = self.model.device if device is None else device
+        else:
+            self.name = str(model_name_or_path)
+            self.model = _load(self.name, options).eval()
         full = self.model.embedding_dimension
         if truncate_dim is not None and not 1 <= truncate_dim <= full:
             raise InputError(f"truncate_dim is {truncate_dim}; expected 1 to {full}.")
@@ -127,6 +137,10 @@ class SimCSE:
         self.num_cells = num_cells
         self.num_cells_in_search = num_cells_in_search
         self.index: Index | None = None
+
+    def __repr__(self) -> str:
+        found = f"SimCSE({self.name!r}, device='{self.device}', D={self.embedding_dimension}"
+        return found + (f", index of {len(self.index.sentences)})" if self.index else ")")
 
     @property
     def embedding_dimension(self) -> int:
@@ -151,7 +165,7 @@ class SimCSE:
         cut to its beginning.
 
         Args:
-            sentence: One text, or n.
+            sentence: One text, or n: a list, tuple, array, Series or column of a data set.
             device: Where the model is moved, for this call and from now on; by default where it is.
             return_numpy: An array instead of a tensor.
             normalize_to_unit: Whether embeddings get the length 1.
@@ -168,6 +182,7 @@ class SimCSE:
             InputError: Something that is no text, or a length that the model cannot take.
         """
         texts = [sentence] if isinstance(sentence, str) else sentence
+        check_sequence(texts)
         blocks = self.encode_stream(
             tqdm(texts, desc="Encoding", disable=not show_progress_bar),
             device=device,
@@ -331,7 +346,9 @@ class SimCSE:
         if top_k < 1:
             raise InputError(f"top_k is {top_k}; expected 1 or more.")
         index = self._get_index()
-        vectors = self._embed_unit([queries] if isinstance(queries, str) else queries, device)
+        several = [queries] if isinstance(queries, str) else queries
+        check_sequence(several)
+        vectors = self._embed_unit(several, device)
         if rescore is None:
             signs = isinstance(index.vectors, Vectors) and index.vectors.storage == "binary"
             rescore = _RESCORED_PER_HIT if signs else 0
@@ -441,7 +458,30 @@ class SimCSE:
 
 
 def _read_sentences(given: str | Path | Sequence[str]) -> list[str]:
+    if not isinstance(given, str | Path):
+        check_sequence(given)
     return list(read_texts(given) if isinstance(given, str | Path) else given)
+
+
+def _load(name: str, options: dict[str, Any]) -> SimCSEModel:
+    """Load a model, of a plain backbone with the original's length."""
+    model = SimCSEModel.from_pretrained(name, **options)
+    if "max_seq_length" not in options:
+        hub = {key: options.get(key) for key in ("revision", "token")}
+        said = {"pooling_mode", "projection_head"} <= {*options}
+        layout = read_layout(resolve_model(name), assume_absent=said, **hub)
+        if layout is None:
+            model.max_seq_length = min(model.max_seq_length, _ORIGINAL_LENGTH)
+    return model
+
+
+def _as_it_is(model: SimCSEModel, options: dict[str, Any]) -> SimCSEModel:
+    if options:
+        raise InputError(
+            f"{', '.join(options)} cannot be set for a SimCSEModel that is loaded. Pass its folder "
+            "or name in place of it, or load it so with SimCSEModel.from_pretrained."
+        )
+    return model
 
 
 def _read_pooler(pooler: str) -> dict[str, str]:

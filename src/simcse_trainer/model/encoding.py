@@ -15,7 +15,7 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.model.cpu.layers import use_cpu_kernels
 from simcse_trainer.model.finite import not_finite
 from simcse_trainer.model.packing import build_batch
-from simcse_trainer.model.tokenizer import check_texts
+from simcse_trainer.model.tokenizer import check_sequence, check_texts
 
 # A thread computes fastest on what its caches hold; on other devices only the sentences count.
 _TOKENS_PER_CPU_THREAD = 512
@@ -41,6 +41,7 @@ def encode(
     """
     if isinstance(sentences, str):
         return encode(model, [sentences], batch_size=batch_size)[0]
+    check_sequence(sentences)
     sentences = list(sentences)  # a pandas Series, an array, what a generator gives
     check_texts(sentences)
     token_ids = model.tokenize(sentences)

@@ -227,6 +227,13 @@ class SimCSEModel(nn.Module):
                 lora_save=lora_save,
             )
 
+    def extra_repr(self) -> str:
+        """Return what `repr` says beside the layers."""
+        return (
+            f"pooling_mode={self.pooling_mode!r}, mlp_only_train={self.mlp_only_train}, "
+            f"max_seq_length={self.max_seq_length}, padding_free={self.padding_free}"
+        )
+
     @property
     def config(self) -> Any:
         """The backbone's configuration."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
 from textwrap import shorten
@@ -56,6 +57,22 @@ def tokenize(
     return [row or filler for row in ids]
 
 
+def check_sequence(given: Any) -> None:
+    """Raise InputError for what holds no texts in an order, such as a table or a set.
+
+    Lists, tuples, arrays, Series, columns of a data set and generators do.
+    """
+    kind = type(given).__name__
+    if hasattr(given, "columns") or hasattr(given, "column_names"):
+        raise InputError(f"sentences is a {kind}, a table. Pass one column of it: table['text'].")
+    unordered = isinstance(given, bytes | Mapping | Set) or getattr(given, "ndim", 1) == 0
+    if unordered or not isinstance(given, Iterable):
+        raise InputError(
+            f"sentences is a {kind} ({reprlib.repr(given)}), expected a text or several in an "
+            "order. Give a str, or a list of str."
+        )
+
+
 def check_texts(texts: Sequence[Any], start: int = 0) -> None:
     """Raise InputError for the first of some texts that is none, or holds half of a character.
 
@@ -66,8 +83,8 @@ def check_texts(texts: Sequence[Any], start: int = 0) -> None:
     for number, text in enumerate(texts, start):
         if not isinstance(text, str):
             raise InputError(
-                f"Sentence {number} is {type(text).__name__}, expected a text. Give a str or a "
-                "list of str."
+                f"Sentence {number} is {type(text).__name__} ({reprlib.repr(text)}), expected a "
+                "text. Give a str, or leave it out."
             )
         try:
             text.encode()

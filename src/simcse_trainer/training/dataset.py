@@ -67,6 +67,7 @@ def prepare_training_data(
     model: SimCSEModel,
     args: SimCSETrainingArguments,
     num_proc: int | None,
+    columns: Sequence[str] | None = None,
     evaluation: Any = None,
 ) -> TrainingData:
     """Check and tokenize data, and fit the model to what kind of data it is.
@@ -76,11 +77,15 @@ def prepare_training_data(
         model: Its use of the head and its dropout are decided here.
         args: The training options, `SimCSETrainingArguments`.
         num_proc: Number of processes that tokenize.
+        columns: The text columns in order: anchor, positive, hard negatives; by default by name.
         evaluation: Scored pairs, by task or of one, that are looked for in the data.
 
     Raises:
         InputError: It cannot be trained on.
     """
+    if columns:
+        check_type(dataset)
+        dataset = prepare_dataset(dataset, columns=columns)
     texts = dataset
     dataset = tokenize_if_text(dataset, model, args, num_proc)
     check_size(dataset, args)
@@ -149,11 +154,7 @@ def tokenize_if_text(
     num_proc: int | None,
 ) -> Dataset | IterableDataset:
     """Check and tokenize text columns; take `input_ids` as they are."""
-    if not isinstance(dataset, Dataset | IterableDataset):
-        raise InputError(
-            f"train_dataset is a {type(dataset).__name__}; expected a datasets.Dataset, such as "
-            "Dataset.from_dict({'sent0': texts})."
-        )
+    check_type(dataset)
     check_format(dataset, source="train_dataset")
     if INPUT_IDS in (dataset.column_names or next(iter(dataset), {})):
         check_tokenized(dataset, model)
@@ -173,6 +174,15 @@ def tokenize_if_text(
             vocab_size=count_word_embeddings(model.backbone),
             num_proc=num_proc,
             keep_texts=args.augmentation in DISCRETE,
+        )
+
+
+def check_type(dataset: Any) -> None:
+    """Raise InputError for what is no data set."""
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise InputError(
+            f"train_dataset is a {type(dataset).__name__}; expected a datasets.Dataset, such as "
+            "Dataset.from_dict({'sent0': texts})."
         )
 
 

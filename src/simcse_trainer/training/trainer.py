@@ -63,6 +63,7 @@ class SimCSETrainer(Trainer):
             relevant passages (`sent0`, `sent1`), `RetrievalData`, or a dictionary of them by task:
             metrics are `eval_<task>_spearman`, `eval_avg_sts`, `eval_<task>_recall_at_10`, ...
         preprocessing_num_workers: Number of processes that tokenize.
+        columns: Text columns of `train_dataset` in order: anchor, positive, hard negatives.
         kwargs: As for `Trainer`: callbacks, optimizers, ...
 
     Attributes:
@@ -92,6 +93,7 @@ class SimCSETrainer(Trainer):
         eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
         *,
         preprocessing_num_workers: int | None = None,
+        columns: Sequence[str] | None = None,
         **kwargs: Any,
     ):
         args = args or SimCSETrainingArguments()
@@ -111,20 +113,14 @@ class SimCSETrainer(Trainer):
         model.use_cpu_kernels &= args.use_cpu_kernels and not args.torch_compile
         self.run_info = RunInfo()
         if train_dataset is not None:
-            given = (train_dataset, model, args, preprocessing_num_workers, eval_dataset)
+            given = (train_dataset, model, args, preprocessing_num_workers, columns, eval_dataset)
             prepared = dataset.prepare_training_data(*given)
             train_dataset, self.views = prepared.dataset, prepared.views
             self.run_info.examples = prepared.examples
         kwargs.setdefault("processing_class", model.tokenizer)
         kwargs.setdefault("data_collator", dataset.build_collator(model, args, self.views))
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            callbacks=callbacks,
-            **kwargs,
-        )
+        datasets: Any = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
+        super().__init__(model, args, callbacks=callbacks, **datasets, **kwargs)
         self.objective = ContrastiveObjective(
             temperature=args.temperature,
             hard_negative_weight=args.hard_negative_weight,
@@ -283,6 +279,10 @@ class SimCSETrainer(Trainer):
             self._loaded_step = None
             with self.preemption.listening():
                 return super().train(str(checkpoint) if checkpoint else None, *args, **kwargs)
+
+    def __repr__(self) -> str:
+        step, name = self.state.global_step, self._model.config._name_or_path
+        return f"SimCSETrainer({name!r}, views={self.views}, step={step}, {str(self._folder)!r})"
 
     @property
     def interrupted(self) -> bool:
@@ -476,9 +476,8 @@ class SimCSETrainer(Trainer):
 
     def _update_run_info(self) -> None:
         info = self.run_info
-        info.views = self.views
         info.update(self._model, self.args, self.state)
-        info.weights_step = self.weights_step
+        info.views, info.weights_step = self.views, self.weights_step
         info.training_options["per_device_train_batch_size"] = self.train_batch_size
         data: Any = self.train_dataset
         info.rows = len(data) if hasattr(data, "__len__") else None

@@ -4,8 +4,10 @@ import inspect
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from helpers.checks import fails
 from helpers.tiny import WORDS, save_tiny, tiny_backbone, tiny_tokenizer
 from torch.nn.functional import normalize
@@ -133,7 +135,11 @@ def test_lengths_are_the_folders_or_the_originals(folder, tmp_path):
 
 
 def test_what_is_no_text_is_named(tool, folder):
-    fails(lambda: tool.encode(["a", None]), "Sentence 1 is NoneType, expected a text")
+    fails(lambda: tool.encode(["a", None]), "Sentence 1 is NoneType (None), expected a text")
+    fails(lambda: tool.encode(["a"] * 5000 + [3.5]), "Sentence 5000 is float (3.5)")
+    fails(lambda: tool.model.encode(pd.Series(["a", float("nan")])), "Sentence 1 is float (nan)")
+    fails(lambda: tool.encode(np.array([["a", "b"]])), "Sentence 0 is ndarray")
+    fails(lambda: tool.encode([b"a"]), "Sentence 0 is bytes (b'a')")
     fails(lambda: tool.encode(["a", "b\ud800"]), "Sentence 1 holds U+D800 at position 1")
     fails(lambda: tool.encode("a", max_length=41), "takes 2 to 40")
     fails(lambda: tool.encode("a", batch_size=0), "batch_size is 0")
@@ -141,6 +147,74 @@ def test_what_is_no_text_is_named(tool, folder):
     fails(lambda: SimCSE(folder, device="nonsense"), "device is 'nonsense'")
     fails(lambda: SimCSE(folder, truncate_dim=33), "truncate_dim is 33; expected 1 to 32")
     fails(lambda: SimCSE(folder, pooler="sum"), "pooler is 'sum'; expected one of cls, cls_before")
+
+
+@pytest.mark.parametrize("encode", [lambda t, x: t.encode(x), lambda t, x: t.model.encode(x)])
+def test_whatever_holds_texts_in_an_order_is_taken(tool, encode):
+    texts = TEXTS[:5]
+    expected = encode(tool, texts)
+    series = pd.Series(texts, index=[9, 4, 4, 0, 2])
+    for given in (
+        tuple(texts),
+        np.array(texts),
+        np.array(texts, dtype=object),
+        series,
+        series.astype("string"),
+        series.to_numpy(),
+        Dataset.from_dict({"text": texts})["text"],
+        (text for text in texts),
+    ):
+        assert torch.equal(encode(tool, given), expected)
+    assert encode(tool, np.array(texts)[0]).shape == (32,)
+    assert tool.similarity(series, np.array(texts)).shape == (5, 5)
+    tool.build_index(series)
+    (hits, _) = tool.search(np.array(texts[:2]), top_k=1)
+    assert hits[0][0] == texts[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "sentences is a NoneType (None), expected a text or several in an order"),
+        (7, "sentences is a int (7)"),
+        (b"text", "sentences is a bytes"),
+        ({"a": "b"}, "sentences is a dict"),
+        ({"a", "b"}, "sentences is a set"),
+        (np.array("a"), "sentences is a ndarray"),
+        (pd.DataFrame({"text": ["a"]}), "sentences is a DataFrame, a table. Pass one column"),
+        (Dataset.from_dict({"text": ["a"]}), "sentences is a Dataset, a table. Pass one column"),
+    ],
+)
+def test_what_holds_no_texts_in_an_order_is_refused(tool, given, said):
+    for call in (tool.encode, tool.model.encode, tool.build_index, lambda x: tool.search(x)):
+        tool.build_index(["a"])
+        fails(lambda call=call: call(given), said)
+
+
+def test_a_model_is_taken_as_it_is(folder):
+    model = SimCSEModel.from_pretrained(folder, max_seq_length=7)
+    tool = SimCSE(model)
+    assert tool.model is model
+    assert tool.model.max_seq_length == 7
+    assert not model.training
+    assert tool.device == model.device
+    assert torch.equal(tool.encode(TEXTS), normalize(model.encode(TEXTS), dim=1))
+    fails(lambda: SimCSE(model, max_seq_length=9), "max_seq_length cannot be set for a SimCSEModel")
+    fails(lambda: SimCSE(model, pooler="avg"), "pooling_mode, projection_head cannot be set")
+    assert SimCSE(model, truncate_dim=3).encode("a").shape == (3,)
+
+
+def test_what_it_is_is_shown(tool, folder):
+    assert repr(tool) == f"SimCSE({str(folder)!r}, device='cpu', D=32)"
+    tool.build_index(TEXTS[:3], storage="int8")
+    assert repr(tool).endswith("D=32, index of 3)")
+    assert repr(tool.index) == "Index(3 sentences, Vectors(3 of 32 dimensions, int8))"
+    assert "pooling_mode='cls', mlp_only_train=False, max_seq_length=20" in repr(tool.model)
+
+
+def test_the_options_are_in_the_signature():
+    names = {"truncate_dim", "max_seq_length", "revision", "token"}
+    assert names <= {*inspect.signature(SimCSE).parameters}
 
 
 def test_similarities(tool):
