@@ -18,6 +18,7 @@ from simcse_trainer.evaluation.space import anisotropy, effective_rank, singular
 from simcse_trainer.evaluation.sts import evaluate_sts, get_scale
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.packing import build_batch
+from simcse_trainer.model.progress import bar
 
 if TYPE_CHECKING:
     from simcse_trainer.model.modeling import SimCSEModel
@@ -102,7 +103,10 @@ def measure_space(
         ],
         pairs=[len(each) for each in by_band],
         grid=_GRID.tolist(),
-        layers=_measure_layers(encode_tokens(model, texts, batch_size=batch_size)),
+        layers=_measure_layers(
+            encode_tokens(model, texts, batch_size=batch_size, show_progress_bar=show_progress_bar),
+            show_progress_bar,
+        ),
     )
 
 
@@ -122,7 +126,7 @@ def band_labels(tasks: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _measure_layers(tokens: TokenStates) -> dict[str, list[float]]:
+def _measure_layers(tokens: TokenStates, show_progress_bar: bool) -> dict[str, list[float]]:
     if len(tokens.token_ids) < 2:
         return {}
     sentences = torch.arange(len(tokens.lengths)).repeat_interleave(tokens.lengths)
@@ -141,7 +145,14 @@ def _measure_layers(tokens: TokenStates) -> dict[str, list[float]]:
         measures["self_similarity"] = lambda states: self_similarity(
             states[first], words, adjusted=True
         )
-    return {name: [measure(s) for s in tokens.layers] for name, measure in measures.items()}
+    total = len(measures) * len(tokens.layers)
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    with bar(label="Measuring layers", total=total, unit="layer", show=show_progress_bar) as done:
+        for name, measure in measures.items():
+            for states in tokens.layers:
+                found[name].append(measure(states))
+                done.update()
+    return found
 
 
 # Ethayarajh 2019 leaves out words that are in fewer contexts.
@@ -259,7 +270,12 @@ class TokenStates:
 
 @torch.no_grad()
 def encode_tokens(
-    model: SimCSEModel, sentences: Sequence[str], *, max_values: int = 2**28, batch_size: int = 128
+    model: SimCSEModel,
+    sentences: Sequence[str],
+    *,
+    max_values: int = 2**28,
+    batch_size: int = 128,
+    show_progress_bar: bool = False,
 ) -> TokenStates:
     """Return the states of every layer, without special tokens: those are no words.
 
@@ -270,6 +286,7 @@ def encode_tokens(
         sentences: Texts; those over `model.max_seq_length` tokens are cut.
         max_values: Numbers to keep; of more sentences every n-th is taken, the same every time.
         batch_size: Sentences per forward pass.
+        show_progress_bar: Whether to show a progress bar on stderr.
     """
     token_ids = model.tokenize(sentences)
     per_token = (model.config.num_hidden_layers + 1) * model.config.hidden_size
@@ -282,7 +299,8 @@ def encode_tokens(
     model.eval()
     ids, lengths, layers = [], [], []
     try:
-        for start in range(0, len(token_ids), batch_size):
+        starts = range(0, len(token_ids), batch_size)
+        for start in bar(starts, "Reading hidden states", unit="batch", show=show_progress_bar):
             rows = token_ids[start : start + batch_size]
             batch = build_batch(
                 rows, padding_free=model.padding_free, pad_token_id=model.pad_token_id

@@ -26,8 +26,14 @@ from simcse_trainer.cli import (
     train,
 )
 from simcse_trainer.cli.help import HELP, asked_for_help, search_words
-from simcse_trainer.cli.train import print_error, quiet_imports, write_to_any_console
+from simcse_trainer.cli.train import (
+    hide_bars_where_nobody_watches,
+    print_error,
+    quiet_imports,
+    write_to_any_console,
+)
 from simcse_trainer.errors import InputError
+from simcse_trainer.model.progress import announce
 from simcse_trainer.version import __version__
 
 # Hidden: what training, and the class SimCSE, call an option of the other commands.
@@ -97,6 +103,12 @@ class _Command(TyperCommand):
             words.append(word)
         return super().parse_args(ctx, words)
 
+    def invoke(self, ctx: Any) -> Any:
+        """Say that it begins: what a command needs takes seconds to import."""
+        if self.name not in ("train", "push"):
+            announce("Loading libraries")
+        return super().invoke(ctx)
+
     def _search(self, word: str) -> list[Any]:
         """Return the options whose name or text has the word.
 
@@ -153,6 +165,7 @@ def main() -> None:
     """Exit status 2 and one line on stderr for what the user can correct."""
     quiet_imports()
     write_to_any_console()
+    hide_bars_where_nobody_watches()
     try:
         sys.exit(app(standalone_mode=False))
     except typer.Abort:

@@ -19,6 +19,7 @@ from simcse_trainer.cli.models import (
     TruncateDim,
     TrustRemoteCode,
 )
+from simcse_trainer.model.progress import bar, is_watched
 
 EXAMPLE = "simcse-trainer encode outputs/unsup_bert_base sentences.txt --output embeddings.npy"
 
@@ -59,8 +60,6 @@ def encode(
     """
     from contextlib import AbstractContextManager, nullcontext
 
-    from tqdm.auto import tqdm
-
     from simcse_trainer.cli.models import load_simcse, loading_options
     from simcse_trainer.cli.processes import join_processes
     from simcse_trainer.data.texts import STANDARD_INPUT, read_texts
@@ -72,6 +71,10 @@ def encode(
             raise InputError(
                 f"{processes.count} processes cannot share standard input; pass the name of a file."
             )
+        watched = processes.is_first and is_watched()
+        total = None
+        if watched and source != STANDARD_INPUT:
+            total = _count_texts(source) // processes.count
         opened: AbstractContextManager[Writer] = (
             open_embeddings(output)
             if processes.is_first
@@ -87,19 +90,24 @@ def encode(
                     revision, trust_remote_code, base_model, dtype, attn_implementation
                 ),
             )
-            texts = tqdm(
-                read_texts(source, blank_lines=True),
-                desc="Encoding",
-                disable=None if processes.is_first else True,
-            )
-            blocks = simcse.encode_stream(
-                texts,
-                normalize_to_unit=normalize,
-                batch_size=batch_size,
-                shard=(processes.rank, processes.count),
-            )
-            count = write(processes.gather(blocks), simcse.embedding_dimension)
+            with bar(label="Encoding", total=total) as progress:
+                blocks = simcse.encode_stream(
+                    read_texts(source, blank_lines=True),
+                    normalize_to_unit=normalize,
+                    batch_size=batch_size,
+                    shard=(processes.rank, processes.count),
+                    progress=progress if watched else False,
+                )
+                count = write(processes.gather(blocks), simcse.embedding_dimension)
     if processes.is_first:
         typer.echo(
             f"{count} embeddings of {simcse.embedding_dimension} dimensions are in {output}."
         )
+
+
+def _count_texts(source: str) -> int:
+    """Count the texts of a file: it is read twice, which is quick beside encoding."""
+    from simcse_trainer.data.texts import read_texts
+
+    texts = bar(read_texts(source, blank_lines=True), f"Reading {source}", unit="text")
+    return sum(1 for _ in texts)

@@ -22,6 +22,7 @@ from simcse_trainer.cli.models import (
     Split,
     TrustRemoteCode,
 )
+from simcse_trainer.model.progress import announce
 
 if TYPE_CHECKING:
     from simcse_trainer.evaluation.suite import Suite
@@ -91,6 +92,7 @@ def evaluate(
     from simcse_trainer.evaluation.suite import default_tasks, load_suite
 
     folder = None if data_dir is None else str(data_dir)
+    announce("Reading the evaluation data")
     suite = load_suite(
         tasks or default_tasks(split, folder),
         split=split,
@@ -98,6 +100,7 @@ def evaluate(
         columns=columns or (),
         corpus=corpus,
     )
+    announce(f"Loading {model}")
     rows = list(
         evaluate_model(
             str(find_place(model)),

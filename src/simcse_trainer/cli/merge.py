@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from simcse_trainer.cli.models import TrustRemoteCode
+from simcse_trainer.model.progress import announce
 
 EXAMPLE = "simcse-trainer merge outputs/sup_qwen3_0.6b_lora outputs/sup_qwen3_0.6b"
 
@@ -31,10 +32,12 @@ def merge(
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} is there already; pass the name of a new folder.")
+    announce(f"Loading {adapter}")
     options = loading_options(revision, trust_remote_code)
     model = SimCSEModel.from_pretrained(adapter, base_model=base_model, dequantize=True, **options)
     if not has_adapter(model.backbone):
         raise InputError(f"'{adapter}' holds no adapter: it can be used as it is.")
+    announce("Merging, and comparing with the adapter on its base")
     model.save_pretrained(output, lora_save="merged")
     write_merged_card(model, output)
     typer.echo(f"The merged model is in {output}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -10,6 +9,7 @@ import typer
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.choices import DTYPES
+from simcse_trainer.model.progress import announce, is_watched
 
 # Headings of --help.
 LOADING, COMPUTING, CORPUS, TASKS = (
@@ -188,6 +188,7 @@ def load_simcse(name: str, device: str | None, **options: Any) -> SimCSE:
     """Load the model; of a run that was stopped, that of its best or newest checkpoint."""
     from simcse_trainer.inference.simcse import SimCSE
 
+    announce(f"Loading {name}")
     return SimCSE(find_place(name), device, **options)
 
 
@@ -224,8 +225,8 @@ def load_with_index(
     if index is not None:
         simcse.load_index(index)
     elif corpus is not None:
-        watched = sys.stderr.isatty()
+        announce(f"Reading {corpus}")
         simcse.build_index(
-            corpus, storage=storage, batch_size=batch_size, show_progress_bar=watched
+            corpus, storage=storage, batch_size=batch_size, show_progress_bar=is_watched()
         )
     return simcse

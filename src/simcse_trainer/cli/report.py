@@ -20,6 +20,7 @@ from simcse_trainer.cli.models import (
     Split,
     TrustRemoteCode,
 )
+from simcse_trainer.model.progress import announce, is_watched
 
 if TYPE_CHECKING:
     from simcse_trainer.analysis.report import Measured
@@ -80,6 +81,7 @@ def report(
     from simcse_trainer.evaluation.tasks import EVALUATE_OPTIONS
 
     require_matplotlib()
+    announce("Reading the evaluation data")
     path = _read_path(run, model)
     folder = None if data_dir is None else str(data_dir)
     loaded = load_sts_tasks(tasks, split=split, data_dir=folder, options=EVALUATE_OPTIONS)
@@ -94,6 +96,7 @@ def report(
     if baseline:
         options["revision"] = None
         other = _measure(baseline, baseline_pooling_mode, loaded, **options)
+    announce("Drawing")
     page = write_report(
         output,
         measured,
@@ -123,9 +126,10 @@ def _measure(
     from simcse_trainer.model.encoding import check_device
     from simcse_trainer.model.modeling import SimCSEModel
 
+    announce(f"Loading {name}")
     model = SimCSEModel.from_pretrained(find_place(name), pooling_mode=pooling_mode, **options)
     model.to(check_device(device or torch.accelerator.current_accelerator() or "cpu"))
-    space = measure_space(model, tasks, batch_size=batch_size, show_progress_bar=True)
+    space = measure_space(model, tasks, batch_size=batch_size, show_progress_bar=is_watched())
     return Measured(_show(name), model.pooling_mode, space)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import typer
 
 from simcse_trainer.cli.help import asked_for_help, training_help
 from simcse_trainer.errors import InputError
+from simcse_trainer.model.progress import announce, is_watched
 
 EXAMPLE = "simcse-trainer train configs/unsup_bert_base.yaml --learning_rate 1e-5"
 # All words, --help among them, are those of train_simcse.py.
@@ -28,26 +30,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 after one line on stderr about what the user can correct; 143 after
-        SIGTERM, with a checkpoint saved.
+        SIGTERM and 130 after Ctrl-C, with a checkpoint saved if training had begun.
     """
     words = sys.argv[1:] if argv is None else list(argv)
     quiet_imports()
     write_to_any_console()
+    hide_bars_where_nobody_watches()
     wanted, word = asked_for_help(words)
     if wanted:
         _forget_peft()
-    # Models, data sets and the Trainer take seconds to import: only once the options are right.
-    from simcse_trainer.cli.config import build_parser, parse_arguments
-
     try:
+        # Models, data sets and the Trainer take seconds to import: only once the options are right.
+        from simcse_trainer.cli.config import build_parser, parse_arguments
+
         if wanted:
             print(training_help(build_parser(), word))
             return 0
+        announce("Loading libraries")
         parsed = parse_arguments(words)
         from simcse_trainer.training.processes import find_command
         from simcse_trainer.training.run import run_training
 
         trainer = run_training(*parsed, command=find_command(words))
+    except KeyboardInterrupt:
+        print("Stopped by Ctrl-C.", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (InputError, OSError) as error:
         # A DataLoader's worker sends its whole traceback along.
         print_error(str(error).rsplit("InputError: ", 1)[-1])
@@ -57,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if trainer.is_world_process_zero():
             hint = "Go on with --resume_from_checkpoint true"
             print(f"Stopped at step {step}. {hint}", file=sys.stderr)
-        return 128 + signal.SIGTERM
+        return 128 + (trainer.preemption.signal or signal.SIGTERM)
     return 0
 
 
@@ -71,6 +78,13 @@ def write_to_any_console() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def hide_bars_where_nobody_watches() -> None:
+    """Let libraries write no bars into a file or a pipe; they ask the environment once."""
+    if not is_watched():
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
+            os.environ.setdefault(name, "1")
 
 
 def quiet_imports() -> None:

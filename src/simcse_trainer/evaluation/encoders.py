@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from simcse_trainer.model.finite import is_finite, not_finite
 from simcse_trainer.model.io.layout import UnsupportedModulesError
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.pooling import POOLING_MODES
+from simcse_trainer.model.progress import is_watched
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def load_readings(
         headed = model.head is not None and model.mlp_only_train is False
         yield PoolingVariant(
             mode + (" + head" if headed else ""),
-            partial(model.encode, batch_size=batch_size, show_progress_bar=_is_watched()),
+            partial(model.encode, batch_size=batch_size, show_progress_bar=is_watched()),
             model.max_seq_length,
             model.config,
         )
@@ -135,7 +135,7 @@ def _through_sentence_transformers(
             list(texts),
             batch_size=batch_size,
             convert_to_tensor=True,
-            show_progress_bar=_is_watched(),
+            show_progress_bar=is_watched(),
         )
         if not is_finite(found):
             raise not_finite("An embedding", found.dtype)
@@ -147,10 +147,6 @@ def _through_sentence_transformers(
 
 def _cause(error: UnsupportedModulesError) -> str:
     return str(error).removesuffix(" Use another checkpoint.")
-
-
-def _is_watched() -> bool:
-    return sys.stderr.isatty()
 
 
 def _device(name: str | None) -> torch.device:

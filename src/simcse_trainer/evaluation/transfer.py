@@ -24,6 +24,7 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.metrics import F1, Accuracy
 from simcse_trainer.evaluation.sts import Encoder
 from simcse_trainer.evaluation.tasks import HubTask, OptionNames, find_task_file, load_from_hub
+from simcse_trainer.model.progress import bar
 
 SPLITS = ("train", "validation", "test")
 
@@ -110,7 +111,7 @@ def evaluate_transfer(encode: Encoder, tasks: Mapping[str, Mapping[str, Any]]) -
     """
     accuracy, f1 = Accuracy(keep_in_memory=True), F1(keep_in_memory=True)
     results: dict[str, float] = {}
-    for task, splits in tasks.items():
+    for task, splits in bar(tasks.items(), "Transfer", unit="task"):
         predictions, references, classes = _predict(task, splits, encode)
         given = {"predictions": predictions.tolist(), "references": references.tolist()}
         results[f"{task}_accuracy"] = accuracy.compute(**given)["accuracy"]

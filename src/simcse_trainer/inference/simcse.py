@@ -7,7 +7,7 @@ written for it runs with `from simcse_trainer import SimCSE`. What is new comes 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
 
 from simcse_trainer.data.texts import read_texts
 from simcse_trainer.errors import InputError
@@ -36,6 +35,7 @@ from simcse_trainer.model.io.layout import read_layout
 from simcse_trainer.model.io.loading import choose_max_length
 from simcse_trainer.model.io.resolve import resolve_model
 from simcse_trainer.model.modeling import SimCSEModel
+from simcse_trainer.model.progress import bar
 from simcse_trainer.model.tokenizer import check_sequence, check_texts
 
 # The original's poolers: a pooling mode, and what follows it.
@@ -183,14 +183,17 @@ class SimCSE:
         """
         texts = [sentence] if isinstance(sentence, str) else sentence
         check_sequence(texts)
-        blocks = self.encode_stream(
-            tqdm(texts, desc="Encoding", disable=not show_progress_bar),
-            device=device,
-            normalize_to_unit=normalize_to_unit,
-            batch_size=batch_size,
-            max_length=max_length,
-        )
-        found = self._join(blocks)
+        total = len(texts) if isinstance(texts, Sized) else None
+        with bar(label="Encoding", total=total, show=show_progress_bar) as progress:
+            blocks = self.encode_stream(
+                texts,
+                device=device,
+                normalize_to_unit=normalize_to_unit,
+                batch_size=batch_size,
+                max_length=max_length,
+                progress=progress,
+            )
+            found = self._join(blocks)
         found = found[0] if isinstance(sentence, str) and not keepdim else found
         return found.numpy() if return_numpy else found
 
@@ -203,6 +206,7 @@ class SimCSE:
         batch_size: int = 64,
         max_length: int | None = None,
         shard: tuple[int, int] = (0, 1),
+        progress: Any = False,
     ) -> Iterator[tuple[list[str], Tensor]]:
         """Embed sentences as they come, in bounded memory; other arguments are those of `encode`.
 
@@ -214,6 +218,7 @@ class SimCSE:
             max_length: In tokens, as for `encode`.
             shard: Which of how many processes this is, where they share the work: it embeds every
                 so many-th block, the first by its own number. Numbers start at 0.
+            progress: A bar, which is advanced by the sentences that are done.
 
         Yields:
             b texts and their embeddings [b, D], in order; b is 4096 but for the last block.
@@ -227,7 +232,8 @@ class SimCSE:
                 continue
             texts = [text for _, text in block]
             check_texts(texts, start=block[0][0])
-            found = self._embed(texts, device, batch_size, max_length)[:, : self.truncate_dim]
+            found = self._embed(texts, device, batch_size, max_length, progress)
+            found = found[:, : self.truncate_dim]
             yield texts, normalize(found, dim=1) if normalize_to_unit else found
 
     def similarity(
@@ -294,10 +300,12 @@ class SimCSE:
         sentences = _read_sentences(sentences_or_file_path)
         if not sentences:
             raise InputError("There are no sentences to build an index of; pass at least one.")
-        texts = tqdm(sentences, desc="Indexing", disable=not show_progress_bar)
-        blocks = self.encode_stream(texts, device=device, batch_size=batch_size)
+        with bar(label="Indexing", total=len(sentences), show=show_progress_bar) as progress:
+            blocks = self.encode_stream(
+                sentences, device=device, batch_size=batch_size, progress=progress
+            )
+            packed = Vectors.join(Vectors.pack(found, storage) for _, found in blocks)
         faiss = ("cells" if faiss_fast else "flat") if use_faiss else None
-        packed = Vectors.join(Vectors.pack(found, storage) for _, found in blocks)
         self.index = self._to_index(SavedIndex(sentences, packed, faiss))
 
     def add_to_index(
@@ -441,6 +449,7 @@ class SimCSE:
         device: str | torch.device | None,
         batch_size: int,
         max_length: int | None,
+        progress: Any,
     ) -> Tensor:
         with self._lock:
             self.device = self.device if device is None else check_device(device)
@@ -452,7 +461,7 @@ class SimCSE:
                     self.model.max_seq_length = choose_max_length(
                         max_length, None, self.model.backbone, tokenizer
                     )
-                return self.model.encode(texts, batch_size=batch_size)
+                return self.model.encode(texts, batch_size=batch_size, show_progress_bar=progress)
             finally:
                 self.model.max_seq_length = usual
 

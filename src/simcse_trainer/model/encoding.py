@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.cpu.layers import use_cpu_kernels
 from simcse_trainer.model.finite import not_finite
 from simcse_trainer.model.packing import build_batch
+from simcse_trainer.model.progress import bar
 from simcse_trainer.model.tokenizer import check_sequence, check_texts
 
 # A thread computes fastest on what its caches hold; on other devices only the sentences count.
@@ -27,7 +28,7 @@ def encode(
     sentences: Sequence[str] | str,
     *,
     batch_size: int,
-    show_progress_bar: bool = False,
+    show_progress_bar: Any = False,
     shard: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """Embed sentences; arguments and result are those of `SimCSEModel.encode`.
@@ -36,7 +37,8 @@ def encode(
         model: The model, a `SimCSEModel`.
         sentences: As there, and so are all others.
         batch_size: See `SimCSEModel.encode`, which passes it on.
-        show_progress_bar: Whether to show a progress bar on stderr.
+        show_progress_bar: Whether to show a progress bar on stderr; a text is its label, and a bar
+            that is there is advanced.
         shard: See `SimCSEModel.encode`, which passes it on.
     """
     if isinstance(sentences, str):
@@ -58,9 +60,9 @@ def encode(
             lengths, batch_size, most if model.device.type == "cpu" else sum(lengths)
         )
         turns = range(rank, math.ceil(len(batches) / world) * world, world)
-        bar = tqdm(turns, desc="Encoding", disable=not show_progress_bar)
-        with use_cpu_kernels(model, model.use_cpu_kernels):
-            for turn in bar:
+        shown = _open_bar(show_progress_bar, math.ceil(len(order) / world))
+        with use_cpu_kernels(model, model.use_cpu_kernels), shown as sentences_done:
+            for turn in turns:
                 rows = batches[turn % len(batches)]
                 batch = build_batch(
                     [token_ids[i] for i in order[rows]],
@@ -70,6 +72,7 @@ def encode(
                 out = model(**{name: tensor.to(model.device) for name, tensor in batch.items()})
                 if turn < len(batches):
                     result[order[rows]] = out.embeddings.cpu().to(result.dtype)
+                    sentences_done.update(rows.stop - rows.start)
         bad = (~result.isfinite().all(1)).nonzero()
         if len(bad):
             text = shorten(sentences[int(bad[0, 0])], 60)
@@ -78,6 +81,14 @@ def encode(
         model.full_precision = False
         model.train(was_training)
     return result
+
+
+def _open_bar(shown: Any, total: int) -> AbstractContextManager[Any]:
+    if isinstance(shown, bool | str):
+        label = shown if isinstance(shown, str) else "Encoding"
+        opened: AbstractContextManager[Any] = bar(label=label, total=total, show=bool(shown))
+        return opened
+    return nullcontext(shown)
 
 
 def _result_type(model: Any) -> torch.dtype:

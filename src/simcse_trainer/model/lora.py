@@ -24,6 +24,7 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from simcse_trainer.model.io.layout import read_tensors
 from simcse_trainer.model.io.lookup import find_file
+from simcse_trainer.model.progress import bar
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -304,7 +305,7 @@ def merged_state(backbone: Any) -> Iterator[tuple[str, Tensor]]:
         if isinstance(module, kinds) and not path.startswith(tuple(f"{n}." for n in adapted)):
             adapted[path] = module
     with torch.no_grad():
-        for path, layer in adapted.items():
+        for path, layer in bar(adapted.items(), "Merging", unit="layer"):
             for part, tensor in _merged_layer(layer, name):
                 yield f"{path}.{part}", tensor
         inside = tuple(f"{path}." for path in adapted)

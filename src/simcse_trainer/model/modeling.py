@@ -356,7 +356,7 @@ class SimCSEModel(nn.Module):
         sentences: Sequence[str] | str,
         *,
         batch_size: int = 128,
-        show_progress_bar: bool = False,
+        show_progress_bar: Any = False,
         shard: tuple[int, int] = (0, 1),
     ) -> Tensor:
         """Embed sentences, in the order given; the model is in evaluation mode meanwhile.
@@ -368,7 +368,8 @@ class SimCSEModel(nn.Module):
             sentences: n texts, or one; those over `max_seq_length` tokens are cut.
             batch_size: At most so many sentences per forward pass, of like lengths; on a CPU also
                 no more tokens than it computes fast.
-            show_progress_bar: Whether to show a progress bar on stderr.
+            show_progress_bar: Whether to show a progress bar on stderr; a text is its label, and a
+                bar of tqdm is advanced by the sentences that are done.
             shard: Which of how many processes this is, where they share the work: the rows of the
                 others are zero, and their sum is the result. Each process runs the model equally
                 often, as engines want it that spread the weights.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import os
 import signal
 import threading
 import time
@@ -52,6 +53,9 @@ logger = logging.getLogger(__name__)
 # With several processes, within how many seconds they ask each other whether one was told to stop,
 # and after how many steps at most: torchrun kills 30 seconds after SIGTERM.
 _AGREE_WITHIN_S, _AGREE_WITHIN_STEPS = 5.0, 8
+# Within how many seconds two Ctrl-C are one.
+_ONE_CTRL_C_S = 0.5
+_STOPPING = b"\nCtrl-C: the step is finished and a checkpoint saved. Again: leave at once.\n"
 # How long the checks before training may take together, with the start of their processes; and
 # what of it the first leaves for the card's. A Hub that used up the rest will hardly answer in it,
 # and what it says later is told.
@@ -59,7 +63,9 @@ _CHECKS_S, _CHECK_CARD_S = 9.0, 1.0
 
 
 class PreemptionCallback(TrainerCallback):
-    """On SIGTERM: finish the step, save a checkpoint, end training.
+    """On SIGTERM or the first Ctrl-C: finish the step, save a checkpoint, end training.
+
+    A second Ctrl-C leaves at once.
 
     transformers' own just-in-time checkpoint may save between a step's gradients and its update,
     where a resumed run draws other dropout masks than the uninterrupted one.
@@ -68,13 +74,15 @@ class PreemptionCallback(TrainerCallback):
         processes: The processes of the run, which have to agree.
 
     Attributes:
-        interrupted: Training ended early because of SIGTERM, after saving a checkpoint.
+        interrupted: Training ended early because of a signal, after saving a checkpoint.
+        signal: The number of the signal that this process got; 0 before.
         evaluation_is_due: The step after which training stopped was one to evaluate at.
     """
 
     def __init__(self, processes: Processes):
         self.processes = processes
         self.interrupted = False
+        self.signal = 0
         self.evaluation_is_due = False
         self._told = False
 
@@ -85,14 +93,32 @@ class PreemptionCallback(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, self._hear)
+        self.signal, self._pid, self._heard = 0, os.getpid(), 0.0
+        before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
+        if before[signal.SIGINT] is signal.SIG_IGN:  # a job in the background
+            del before[signal.SIGINT]
+        for which in before:
+            signal.signal(which, self._hear)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for which, handler in before.items():
+                if handler is not None:  # not set from Python
+                    signal.signal(which, handler)
 
-    def _hear(self, *_: Any) -> None:
-        self._told = True
+    def _hear(self, number: int, *_: Any) -> None:
+        if os.getpid() != self._pid:
+            return  # a worker that reads data, which ends when training does
+        now = time.monotonic()
+        if number == signal.SIGINT:
+            # Of a launcher that passes on what the terminal has sent already.
+            again = self.signal == signal.SIGINT and now - self._heard > _ONE_CTRL_C_S
+            if again:
+                raise KeyboardInterrupt
+            # Nothing that is buffered may be written to in a signal's handler.
+            if not self._told:
+                os.write(2, _STOPPING)
+        self._told, self.signal, self._heard = True, number, now
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Agree at the first step: how long one takes is not known yet."""
@@ -107,7 +133,8 @@ class PreemptionCallback(TrainerCallback):
             self._agree(state.global_step)
         if self._told:
             if state.is_world_process_zero:
-                logger.warning("SIGTERM: a checkpoint is saved after step %d.", state.global_step)
+                name = signal.Signals(self.signal or signal.SIGTERM).name
+                logger.warning("%s: a checkpoint is saved after step %d.", name, state.global_step)
             self.interrupted = True
             control.should_save = control.should_training_stop = True
             self._put_off(control)

@@ -22,7 +22,7 @@ from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.data.retrieval import RetrievalData
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS
-from simcse_trainer.evaluation.suite import load_training_tasks, score_tasks
+from simcse_trainer.evaluation.suite import encode_once, load_training_tasks, score_tasks
 from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS, label_metric, split_retrieval_metric
 from simcse_trainer.evaluation.verdict import Verdict, bootstrap_change, judge
 from simcse_trainer.files import CARD, RESULTS, STATE, TRAINING_ARGS, TRAINING_CURVE
@@ -31,11 +31,13 @@ from simcse_trainer.hub.run_info import RunInfo, changed_options
 from simcse_trainer.model.io.checkpoints import read_checkpoint
 from simcse_trainer.model.io.servers import list_server_warnings
 from simcse_trainer.model.modeling import SimCSEModel
+from simcse_trainer.model.progress import announce, is_watched
 from simcse_trainer.training.callbacks import HubCheckpointCallback
 from simcse_trainer.training.output_dir import check_output_dir, hold_folder
 from simcse_trainer.training.processes import check_processes
 from simcse_trainer.training.resume import find_resume_checkpoint
 from simcse_trainer.training.trainer import SimCSETrainer
+from simcse_trainer.training.validation import check_options
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +83,11 @@ def _run(
     # The final model gets its last scores and its card before it is pushed, below.
     hub = HubCheckpointCallback(args, pushes_final_model=False) if args.push_to_hub else None
     set_seed(args.seed)
+    check_options(args)
     if data_args.neighbor_queries and not data_args.eval_tasks:
         raise InputError("neighbor_queries are searched in the evaluation data; pass --eval_tasks.")
+    tell = announce if args.process_index == 0 else _tell_nobody
+    tell("Reading the data")
     tasks = load_training_tasks(
         data_args.eval_tasks,
         split=data_args.eval_split,
@@ -91,7 +96,9 @@ def _run(
         corpus=data_args.eval_corpus,
     )
     train_dataset = _load_train_dataset(data_args, args.data_seed or args.seed)
+    tell(f"Loading {model_args.model_name_or_path}")
     model = _load_model(model_args, args)
+    tell("Preparing the training data")
     trainer = _build_trainer(
         model,
         args,
@@ -101,14 +108,15 @@ def _run(
         callbacks=[hub] if hub else None,
     )
     _describe_run(trainer.run_info, model_args, data_args, command)
-    evaluate = partial(evaluate_model, trainer.encode, tasks, data_args.neighbor_queries)
     model.to(args.device)
-    before = evaluate()
+    evaluate = partial(evaluate_model, tasks=tasks, queries=data_args.neighbor_queries)
+    before = evaluate(partial(trainer.encode, label="Evaluating before training"))
     trainer.run_info.before = before.metrics
     result = _train(trainer, checkpoint)
     if not trainer.interrupted:
+        tell("Saving the model")
         trainer.save_model()
-        after = evaluate()
+        after = evaluate(partial(trainer.encode, label="Evaluating after training"))
         trainer.run_info.after = after.metrics
         verdict = judge_run(before, after, tasks, trainer.state.log_history)
         trainer.run_info.verdict = str(verdict or "")
@@ -123,6 +131,10 @@ def _run(
     if hub:
         hub.finish()
     return trainer
+
+
+def _tell_nobody(step: str) -> None:
+    """Say nothing: the first process has said it."""
 
 
 def _save_results(trainer: SimCSETrainer, result: Any, after: ModelEvaluation) -> None:
@@ -141,6 +153,8 @@ def _set_up_logging(args: SimCSETrainingArguments) -> None:
     if args.log_level == "passive":  # not set: say what was chosen, once
         level = logging.INFO if args.process_index == 0 else logging.WARNING
     logging.getLogger("simcse_trainer").setLevel(level)
+    # The Trainer's own bar asks for no terminal.
+    args.disable_tqdm = bool(args.disable_tqdm) or not is_watched()
 
 
 def _check_output_dir(args: SimCSETrainingArguments, folder: Path, checkpoint: Path | None) -> None:
@@ -313,6 +327,9 @@ def evaluate_model(
     found: Neighbors = {}
     if queries:
         corpus = _list_texts(tasks)
+        searched = [task for task in tasks.values() if isinstance(task, RetrievalData)]
+        asked = [query for task in searched for query in task.queries]
+        encode = encode_once(encode, [*corpus, *queries, *asked])
         rows = F.normalize(encode(corpus), dim=-1)
         cosines = F.normalize(encode(queries), dim=-1) @ rows.T
         for query, row in zip(queries, cosines, strict=True):

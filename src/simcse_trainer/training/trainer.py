@@ -237,7 +237,7 @@ class SimCSETrainer(Trainer):
         self._memory_tracker.stop_and_update_metrics(metrics)
         return metrics
 
-    def encode(self, sentences: Sequence[str]) -> Tensor:
+    def encode(self, sentences: Sequence[str], label: str = "Evaluating") -> Tensor:
         """Embed n sentences with the model in training, each process some of them.
 
         All processes have to call with the same sentences, and each gets [n, D]; see
@@ -248,7 +248,7 @@ class SimCSETrainer(Trainer):
         embeddings: Tensor = self._model.encode(
             sentences,
             batch_size=args.per_device_eval_batch_size,
-            show_progress_bar=not args.disable_tqdm and self.is_local_process_zero(),
+            show_progress_bar=not args.disable_tqdm and self.is_local_process_zero() and label,
             shard=(args.process_index, args.world_size),
         )
         if args.world_size > 1:
@@ -286,7 +286,7 @@ class SimCSETrainer(Trainer):
 
     @property
     def interrupted(self) -> bool:
-        """Whether training ended early because of SIGTERM, after saving a checkpoint."""
+        """Whether SIGTERM or Ctrl-C ended training early, after saving a checkpoint."""
         return self.preemption.interrupted
 
     @property

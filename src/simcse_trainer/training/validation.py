@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, IterableDataset
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.data.augmentation import DEFAULT_RATE, DISCRETE
@@ -103,11 +105,30 @@ def check_options(args: Any) -> None:
         is_unset = found == default or (not default and not found and found != 0.0)
         if reason is not None and not is_unset:
             raise InputError(f"{field.name} is {found}; expected {default}: {reason}.")
+    _check_reports(args)
     if args.train_sampling_strategy == "batch_rebalance":
         raise InputError(
             "train_sampling_strategy is batch_rebalance; expected random, sequential or "
             "group_by_length: packed batches need no balance. Leave it out."
         )
+
+
+# What writes logs, and is a package of that name.
+_REPORTS = "clearml codecarbon comet_ml dvclive mlflow neptune swanlab tensorboard trackio wandb"
+
+
+def _check_reports(args: SimCSETrainingArguments) -> None:
+    """Refuse a logger that is unknown or not installed, before the data is read."""
+    for name in args.report_to or ():
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise InputError(f"report_to is '{name}'; expected none, all, or some of {known}.")
+        packages = [name, *(["tensorboardX"] if name == "tensorboard" else [])]
+        if name in _REPORTS.split() and not any(map(find_spec, packages)):
+            raise InputError(
+                f"report_to is '{name}', which is not installed. Run: pip install {name}, or pass "
+                "--report_to none."
+            )
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:

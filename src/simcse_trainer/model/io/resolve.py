@@ -38,6 +38,7 @@ from simcse_trainer.model.io.tensors import (
     writing_tensors,
 )
 from simcse_trainer.model.io.terms import Terms, set_terms, write_terms
+from simcse_trainer.model.progress import announce
 
 logger = logging.getLogger(__name__)
 
@@ -268,6 +269,7 @@ def _convert(
         try:
             (tmp_dir / "model").mkdir(parents=True)
             logger.info("%s is dequantised once, into %s.", name, folder)
+            announce(f"Converting {name}, once")
             _write(*open_file(tmp_dir), tmp_dir / "model", name)
             (tmp_dir / "model").rename(folder)
         finally:
