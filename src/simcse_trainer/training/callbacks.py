@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 _AGREE_WITHIN_S, _AGREE_WITHIN_STEPS = 5.0, 8
 # Within how many seconds two Ctrl-C are one.
 _ONE_CTRL_C_S = 0.5
-_STOPPING = b"\nCtrl-C: the step is finished and a checkpoint saved. Again: leave at once.\n"
+_STOPPING = "Ctrl-C: the step is finished and a checkpoint saved. Again: leave at once."
 # How long the checks before training may take together, with the start of their processes; and
 # what of it the first leaves for the card's. A Hub that used up the rest will hardly answer in it,
 # and what it says later is told.
@@ -117,7 +117,7 @@ class PreemptionCallback(TrainerCallback):
                 raise KeyboardInterrupt
             # Nothing that is buffered may be written to in a signal's handler.
             if not self._told:
-                os.write(2, _STOPPING)
+                os.write(2, f"\n{_STOPPING}\n".encode())
         self._told, self.signal, self._heard = True, number, now
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
