@@ -83,6 +83,14 @@ def test_kinds_of_runs(run, options, tmp_path):
     assert (tmp_path / "out/model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_the_end_names_servers_that_refuse_the_folder(run, mode, capsys):
+    assert train(run | {"pooling_mode": mode, "eval_tasks": [], "max_steps": 1}) == 0
+    warnings = [x for x in capsys.readouterr().err.splitlines() if x.startswith("warning: ")]
+    assert len(warnings) == (mode == "max")
+    assert all("is refused by text-embeddings-inference and vLLM" in x for x in warnings)
+
+
 def test_a_finished_run_is_resumed_or_refused_never_overwritten(run, capsys):
     saving = {"save_strategy": "steps", "save_steps": 2}
     assert train(run | saving) == 0

@@ -48,7 +48,7 @@ def export(
     typer.echo(f"{', '.join(found.files)} and what reads them are in {output}.")
     typer.echo(f"Smallest cosine with the model's own embeddings: {found.cosine:.6f}.")
     if found.int8_cosine is not None:
-        typer.echo(f"In 8 bits: {found.int8_cosine:.4f}.")
+        typer.echo(f"Smallest cosine in 8 bits: {found.int8_cosine:.4f}.")
     warn_of_servers(output)
 
 

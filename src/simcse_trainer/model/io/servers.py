@@ -51,10 +51,10 @@ def list_server_warnings(folder: Path) -> list[str]:
     found = []
     is_graph = (folder / GRAPH).is_file()
     if layout.dense is not None:
-        readers = ["fastembed", "transformers.js"]
-        readers += [] if is_graph else ["llama.cpp"]
+        readers = "fastembed and transformers.js"
+        readers = readers if is_graph else f"llama.cpp, {readers}"
         instead = ", or take the graph's output sentence_embedding" if is_graph else ""
-        found.append(_HEAD.format(readers=", ".join(readers), instead=instead))
+        found.append(_HEAD.format(readers=readers, instead=instead))
     if layout.pooling_mode in _POOLING:
         text = _POOLING[layout.pooling_mode]
         found.append(text.format(mode=layout.pooling_mode))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from helpers.command_line import run
 from helpers.folders import make
 from helpers.tiny import save_tiny, tiny_tokenizer
 from tokenizers import Tokenizer
@@ -59,6 +60,18 @@ def test_an_adapter_has_to_be_merged(both_sides, tmp_path):
     assert f"simcse-trainer merge {tmp_path / 'saved'} MERGED" in warning
     model.save_pretrained(tmp_path / "both", lora_save="both")
     assert list_server_warnings(tmp_path / "both") == []
+
+
+def test_merging_ends_with_the_warnings(tmp_path, monkeypatch, capsys):
+    base = save_tiny(tmp_path / "base", "llama")
+    model = SimCSEModel.from_pretrained(base, lora=lora_config(r=2), pooling_mode="weightedmean")
+    model.save_pretrained(tmp_path / "adapter", lora_save="adapter")
+    merged = tmp_path / "merged"
+    assert run(monkeypatch, "merge", tmp_path / "adapter", merged) == 0
+    (warning,) = list_server_warnings(merged)
+    said = capsys.readouterr()
+    assert f"warning: {warning}\n" in said.err
+    assert "warning" not in said.out
 
 
 def test_a_graph_is_not_read_by_llama_cpp_and_has_its_embedding(tmp_path):
