@@ -1,4 +1,4 @@
-"""Embeddings to a file, block by block: the file is there when all of it is, or not at all."""
+"""Files that are there when all of them is, or not at all; embeddings to one, block by block."""
 
 from __future__ import annotations
 
@@ -27,25 +27,38 @@ Writer: TypeAlias = Callable[[Iterable[Block], int], int]
 def open_embeddings(path: Path) -> Iterator[Writer]:
     """Open a writer of `path`: of .npy, or of .jsonl or .parquet with `text` and `embedding`.
 
-    It writes to a file beside it, which takes its name at the end, if nothing failed until then.
-
     Raises:
-        InputError: Another kind of file, or a folder that is not there.
+        InputError: Another kind of file, or one that `open_replacing` refuses.
     """
     if path.suffix not in _FORMATS:
         raise InputError(
             f"{path} is none of {', '.join(_FORMATS)}; name the file by what it is to be."
         )
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(f"{path} cannot be written: expected a file name in a folder that exists.")
+    with open_replacing(path) as file:
+        yield partial(_FORMATS[path.suffix], file)
 
+
+@contextmanager
+def open_replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file beside `path`, which takes its name at the end, if nothing failed until then.
+
+    Raises:
+        InputError: `path` is a folder, or in a folder that is not there.
+    """
+    check_place(path)
     unfinished = path.with_name(f".{path.name}-{os.getpid()}.unfinished")
     try:
         with open(unfinished, "wb") as file:
-            yield partial(_FORMATS[path.suffix], file)
+            yield file
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Raise InputError where no file could be written."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(f"{path} cannot be written: expected a file name in a folder that exists.")
 
 
 def _write_npy(file: IO[bytes], blocks: Iterable[Block], dimension: int) -> int:
