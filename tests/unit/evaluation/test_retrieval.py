@@ -262,3 +262,21 @@ def test_a_passage_without_words_is_one(tmp_path, caplog):
     write_beir(tmp_path, {"1": "", "2": ("title", "")}, {"1": "q"}, [("1", "2", 1)])
     assert list(load_beir(tmp_path, "test").read_passages()) == [(0, ""), (1, "title")]
     assert not caplog.records
+
+
+@pytest.mark.real_weights
+@pytest.mark.slow
+def test_a_real_corpus_scores_as_in_sentence_transformers(minilm, nli_dir, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    pairs = list(read_pairs(nli_dir / "sick-entailment-pairs.csv"))[:400]
+    ours = SimCSEModel.from_pretrained(minilm)
+    ours.save_pretrained(tmp_path / "model")
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    data = pairs_to_retrieval(pairs, source="pairs")
+    corpus = {f"{number:04}": text for number, text in data.read_passages()}
+    queries = {f"q{i}": text for i, text in enumerate(data.queries)}
+    relevant = {
+        f"q{i}": {f"{number:04}" for number in numbers} for i, numbers in enumerate(data.relevant)
+    }
+    agrees(evaluate(ours, data), reference(theirs, queries, corpus, relevant))
