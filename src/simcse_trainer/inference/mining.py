@@ -151,21 +151,18 @@ def mine_hard_negatives(
     negatives = [NEGATIVE] if count == 1 else [f"{NEGATIVE}_{i}" for i in range(1, count + 1)]
     result = MiningResult([ANCHOR, POSITIVE, *negatives])
     with open_replacing(output) as file, ExitStack() as opened:
-        # Not in /tmp, which may be memory.
-        folder = opened.enter_context(
-            tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-")
-        )
 
-        def open_file(name: str) -> IO[bytes]:
-            return opened.enter_context(open(Path(folder, name), "w+b"))
+        def open_file() -> IO[bytes]:
+            # Not in /tmp, which may be memory; nameless, so that a kill leaves nothing.
+            return opened.enter_context(tempfile.TemporaryFile(dir=output.parent))
 
-        passages = _Passages(open_file("texts"), open_file("embeddings"), encode_passages)
+        passages = _Passages(open_file(), open_file(), encode_passages)
         judged = _read_judged(pairs, columns, passages if corpus is None else None)
         for text in () if corpus is None else read_texts(corpus):
             passages.add(text)
         result.passages = len(passages)
         passages.encode_all()
-        guiding = None if guide is None else _Guide(*guide, passages, open_file("guide"))
+        guiding = None if guide is None else _Guide(*guide, passages, open_file())
         miner = _Miner(encode_queries, passages, judged, options, guiding)
         write = _open_writer(file, output.suffix, result.columns)
         bar = tqdm(read_pairs(pairs, columns), desc="Mining", total=len(judged), disable=None)

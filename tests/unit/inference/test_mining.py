@@ -231,3 +231,19 @@ def test_what_cannot_be_mined_leaves_nothing(tmp_path):
     more = {"corpus": tmp_path / "corpus.txt"}
     fails(lambda: mine(tmp_path, pairs, encode, **more), "corpus.txt has no texts")
     assert {path.name for path in tmp_path.iterdir()} == {"pairs.csv", "corpus.txt"}
+
+
+def test_a_kill_would_leave_one_empty_file(tmp_path, texts):
+    seen = []
+    encode = table(texts)
+
+    def watched(wanted):
+        seen.append({path.name: path.stat().st_size for path in tmp_path.iterdir()})
+        return encode(wanted)
+
+    mine(tmp_path, some_pairs(texts), watched)
+    for found in seen:
+        found.pop("pairs.csv")
+        ((name, size),) = found.items()
+        assert name.endswith(".unfinished")
+        assert size == 0
