@@ -18,6 +18,7 @@ from simcse_trainer.cli import (
     encode,
     evaluate,
     export,
+    init,
     merge,
     mine,
     plan,
@@ -140,6 +141,7 @@ def _callback(
 
 
 _commands: tuple[Any, ...] = (
+    init,
     check,
     train,
     evaluate,

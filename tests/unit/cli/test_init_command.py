@@ -1,0 +1,102 @@
+"""`simcse-trainer init`: a config that trains as it is, and a held-out part of the data."""
+
+import csv
+import json
+
+import pytest
+import yaml
+from helpers.command_line import error, run
+from helpers.tiny import WORDS, save_tiny
+
+TEXTS = [f"{WORDS[i % 16]} {WORDS[(i * 3) % 17]} {WORDS[(i * 5 + 1) % 17]} {i}" for i in range(60)]
+REPLIES = [f"{text} mat" for text in TEXTS]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path / "model")
+    return tmp_path
+
+
+def write(name, **columns):
+    with open(name, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        table.writerows(zip(*columns.values(), strict=True))
+
+
+def read(name):
+    with open(name, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_the_config_trains_as_printed(here, monkeypatch, capsys):
+    write("faq.csv", id=range(60), question=TEXTS, answer=REPLIES)
+    before = (here / "faq.csv").read_bytes()
+    assert run(monkeypatch, "init", "faq.csv", "--model", "model") == 0
+    (command,) = [x.strip() for x in capsys.readouterr().out.splitlines() if x.startswith("   ")]
+    assert command == "simcse-trainer train faq.yaml"
+    assert (here / "faq.csv").read_bytes() == before
+    options = yaml.safe_load((here / "faq.yaml").read_text(encoding="utf-8"))
+    assert options["model_name_or_path"] == "model"
+    assert options["max_seq_length"] == 32
+    assert options["per_device_train_batch_size"] == 8
+    train, pairs = read("faq_train.jsonl"), read("faq_eval.jsonl")
+    assert len(train) == 54
+    assert [pair["score"] for pair in pairs] == [1.0] * 6 + [0.0] * 6
+    held = {pair["sentence1"] for pair in pairs}
+    assert len(held) == 6
+    assert not held & {row["sent0"] for row in train}
+    assert {row["sent0"]: row["sent1"] for row in train}.items() <= dict(
+        zip(TEXTS, REPLIES, strict=True)
+    ).items()
+    assert run(monkeypatch, *command.split()[1:], "--max_steps", 2, "--use_cpu", "true") == 0
+    assert "The model after 2 steps is in outputs/faq" in capsys.readouterr().out
+
+
+def test_the_split_is_seeded_and_nothing_is_overwritten(here, monkeypatch, capsys):
+    write("faq.csv", sent0=TEXTS, sent1=REPLIES)
+    words = ("init", "faq.csv", "--model", "model", "--output", "my.yaml")
+    assert run(monkeypatch, *words) == 0
+    first = (here / "my_eval.jsonl").read_bytes()
+    capsys.readouterr()
+    assert "my.yaml is there already" in error(monkeypatch, capsys, *words)
+    (here / "my.yaml").unlink()
+    assert "my_train.jsonl is there already" in error(monkeypatch, capsys, *words)
+    assert run(monkeypatch, *words, "--overwrite") == 0
+    assert (here / "my_eval.jsonl").read_bytes() == first
+    assert run(monkeypatch, *words, "--overwrite", "--seed", 7) == 0
+    assert (here / "my_eval.jsonl").read_bytes() != first
+
+
+def test_the_data_itself_is_never_replaced(here, monkeypatch, capsys):
+    (here / "x_train.jsonl").write_text(
+        "".join(json.dumps({"sent0": text}) + "\n" for text in TEXTS), encoding="utf-8"
+    )
+    words = ("init", "x_train.jsonl", "--model", "model", "--output", "x.yaml", "--overwrite")
+    assert "is the data itself" in error(monkeypatch, capsys, *words)
+
+
+def test_texts_alone_are_paired_with_shortened_copies(here, monkeypatch, capsys):
+    (here / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    assert run(monkeypatch, "init", "texts.txt", "--model", "model") == 0
+    for pair in read("texts_eval.jsonl")[:6]:
+        assert pair["score"] == 1
+        assert len(pair["sentence2"].split()) < len(pair["sentence1"].split())
+    assert len(read("texts_train.jsonl")) == 54
+    command = ("train", "texts.yaml", "--max_steps", 2, "--use_cpu", "true")
+    assert run(monkeypatch, *command) == 0
+
+
+def test_scored_pairs_of_ones_own_leave_the_data_whole(here, monkeypatch, capsys):
+    write("faq.csv", question=TEXTS, answer=REPLIES)
+    write("pairs.csv", sentence1=TEXTS[:4], sentence2=TEXTS[4:8], score=range(4))
+    words = ("init", "faq.csv", "--model", "model", "--eval_file", "pairs.csv")
+    assert run(monkeypatch, *words) == 0
+    options = yaml.safe_load((here / "faq.yaml").read_text(encoding="utf-8"))
+    assert (options["train_file"], options["eval_tasks"]) == ("faq.csv", "pairs.csv")
+    assert options["columns"] == ["question", "answer"]
+    assert not (here / "faq_train.jsonl").exists()
+    assert run(monkeypatch, "train", "faq.yaml", "--max_steps", 2, "--use_cpu", "true") == 0
+    assert "scores, as evaluation data has" in error(monkeypatch, capsys, "init", "pairs.csv")

