@@ -98,3 +98,24 @@ def test_what_cannot_be_is_one_line(folder, monkeypatch, capsys, words, expected
     for part in expected:
         assert part in line
     assert not (folder / "report").exists()
+
+
+def test_baseline_and_model_are_read_at_one_length(folder, monkeypatch):
+    from simcse_trainer.analysis import space
+
+    lengths = []
+    measure = space.measure_space
+
+    def record(model, *args, **options):
+        lengths.append(model.max_seq_length)
+        return measure(model, *args, **options)
+
+    monkeypatch.setattr(space, "measure_space", record)
+    build_model().backbone.save_pretrained(folder / "plain")
+    build_model().tokenizer.save_pretrained(folder / "plain")
+    words = ["run", "--tasks", "pairs.csv", "--baseline", "plain"]
+    assert report(monkeypatch, *words) == 0
+    assert report(monkeypatch, *words, "--max_seq_length", "9") == 0
+    assert lengths == [20, 20, 9, 9]
+    page = (folder / "report/report.html").read_text(encoding="utf-8")
+    assert "Verdict" in page

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment
+from scipy.stats import rankdata
 
 from simcse_trainer.analysis.figures import (
     Drawing,
@@ -19,6 +21,7 @@ from simcse_trainer.analysis.figures import (
     spectrum_figure,
 )
 from simcse_trainer.analysis.space import EmbeddingSpaceStats
+from simcse_trainer.evaluation.verdict import bootstrap_change, judge
 from simcse_trainer.version import __version__
 
 PAGE = "report.html"
@@ -65,6 +68,7 @@ def write_report(
     sentences: int,
     bands: Sequence[str],
     path: Sequence[PathPoint] = (),
+    tasks: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `report.html`, which needs nothing else, and each figure as a PNG.
 
@@ -76,6 +80,8 @@ def write_report(
         sentences: How many different ones.
         bands: Names of the bands, from `band_labels`.
         path: Of the training run, from `read_path`.
+        tasks: The scored pairs themselves: then also the verdict, and the pairs in which model and
+            people differ most.
 
     Returns:
         The page.
@@ -98,6 +104,9 @@ def write_report(
         sentences=sentences,
         rows=_table(spaces),
         figures=figures,
+        verdict=_find_verdict(model, baseline, tasks or {}),
+        differences=find_differences(tasks or {}, spaces),
+        neighbors=_list_neighbors(spaces),
         version=__version__,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,13 +195,87 @@ def _table(spaces: Mapping[str, EmbeddingSpaceStats]) -> list[dict[str, str]]:
     table = [
         {"name": shown, "meaning": meaning}
         | {name: _number(space.metrics.get(key), digits) for name, space in spaces.items()}
+        | {"change": _change({n: x.metrics.get(key) for n, x in spaces.items()}, digits)}
         for key, (shown, meaning, digits) in rows.items()
         if key in metrics
     ]
     dimensions = dict.fromkeys(f"{space.dimensions:,}" for space in spaces.values())
     meaning = f"directions in use, of {' and '.join(dimensions)}; higher is better"
     ranks = {name: f"{space.effective_rank:.1f}" for name, space in spaces.items()}
-    return [*table, {"name": "effective rank", "meaning": meaning} | ranks]
+    change = {"change": _change({name: x.effective_rank for name, x in spaces.items()}, 1)}
+    return [*table, {"name": "effective rank", "meaning": meaning} | ranks | change]
+
+
+def _change(values: Mapping[str, float | None], digits: int) -> str:
+    """Show by how much the model differs from the baseline, with its sign."""
+    old, new = values.get("baseline"), values["model"]
+    if old is None or new is None or not math.isfinite(new - old):
+        return _number(None, digits)
+    return f"{new - old:+.{digits}f}".replace("-", "−")
+
+
+def _find_verdict(model: Measured, baseline: Measured | None, tasks: Mapping[str, Any]) -> str:
+    if baseline is None:
+        return ""
+    gold = {name: list(task["score"]) for name, task in tasks.items()}
+    interval = bootstrap_change(baseline.space.cosines, model.space.cosines, gold)
+    return str(judge(baseline.space.metrics, model.space.metrics, interval=interval) or "")
+
+
+@dataclass(frozen=True)
+class PairDifference:
+    """A pair that a model ranks otherwise than people do.
+
+    Attributes:
+        first: One text.
+        second: The other.
+        score: What people say.
+        cosines: "model" and "baseline" -> cosine.
+        closer: The model takes the two for closer than people do.
+    """
+
+    first: str
+    second: str
+    score: float
+    cosines: Mapping[str, str]
+    closer: bool
+
+
+def find_differences(
+    tasks: Mapping[str, Any], spaces: Mapping[str, EmbeddingSpaceStats], *, most: int = 10
+) -> list[PairDifference]:
+    """Find the pairs in which model and people differ most, by their ranks within their task.
+
+    Args:
+        tasks: Name -> scored pairs.
+        spaces: "model" and "baseline" -> what was measured on these pairs.
+        most: The most pairs to return, the furthest apart first.
+    """
+    found: list[tuple[float, PairDifference]] = []
+    for name, task in tasks.items():
+        cosines = {who: space.cosines.get(name) for who, space in spaces.items()}
+        own = cosines["model"]
+        if own is None:
+            continue
+        gold = list(task["score"])
+        apart = (rankdata(own) - rankdata(gold)) / len(gold)
+        for i in sorted(range(len(gold)), key=lambda i: -abs(apart[i]))[:most]:
+            texts = task["sentence1"][i], task["sentence2"][i]
+            shown = {who: _number(each[i], 2) for who, each in cosines.items() if each}
+            pair = PairDifference(*texts, gold[i], shown, bool(apart[i] > 0))
+            found.append((abs(float(apart[i])), pair))
+    return [pair for _, pair in sorted(found, key=lambda item: -item[0])[:most]]
+
+
+def _list_neighbors(spaces: Mapping[str, EmbeddingSpaceStats]) -> list[dict[str, Any]]:
+    return [
+        {"query": query}
+        | {
+            name: [(_number(cosine, 2), text) for cosine, text in space.neighbors.get(query, ())]
+            for name, space in spaces.items()
+        }
+        for query in spaces["model"].neighbors
+    ]
 
 
 _CORRELATION = "Spearman × 100; higher is better"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.space import anisotropy, effective_rank, singular_values
-from simcse_trainer.evaluation.sts import evaluate_sts, get_scale
+from simcse_trainer.evaluation.sts import get_scale, score_pairs
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.packing import build_batch
 from simcse_trainer.model.progress import bar
@@ -45,6 +45,8 @@ class EmbeddingSpaceStats:
         layers: Measure -> value after the embeddings and after each layer: `anisotropy` of all
             tokens, and adjusted for it `intra_sentence_similarity` and, where a word is in several
             sentences, `self_similarity`. Empty where the tokenizer knows no word.
+        cosines: Task -> cosine of each pair.
+        neighbors: Some sentences -> the nearest others with their cosines, nearest first.
     """
 
     metrics: Mapping[str, float]
@@ -55,6 +57,8 @@ class EmbeddingSpaceStats:
     pairs: Sequence[int]
     grid: Sequence[float]
     layers: Mapping[str, Sequence[float]]
+    cosines: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    neighbors: Mapping[str, Sequence[tuple[float, str]]] = field(default_factory=dict)
 
 
 def measure_space(
@@ -92,8 +96,11 @@ def measure_space(
         bands.append(score_bands(gold, get_scale(task["score"]), BANDS))
     by_band = [torch.cat(cosines)[torch.cat(bands) == band] for band in range(BANDS)]
     sigma = singular_values(embeddings)
+    scored = score_pairs(encode, tasks)
     return EmbeddingSpaceStats(
-        metrics=evaluate_sts(encode, tasks),
+        metrics=scored.metrics,
+        cosines=scored.cosines,
+        neighbors=_find_neighbors(embeddings, texts),
         singular_values=sigma.tolist(),
         effective_rank=effective_rank(sigma),
         dimensions=embeddings.shape[1],
@@ -108,6 +115,22 @@ def measure_space(
             show_progress_bar,
         ),
     )
+
+
+# Sentences at even distances whose neighbours are found, and how many.
+_QUERIES, _NEIGHBORS = 5, 3
+
+
+def _find_neighbors(embeddings: Tensor, texts: Sequence[str]) -> dict[str, list[tuple[float, str]]]:
+    count = min(_QUERIES, len(texts))
+    found = {}
+    for query in (i * len(texts) // count for i in range(count)):
+        cosines = embeddings @ embeddings[query]
+        cosines[query] = -2.0
+        best = cosines.topk(min(_NEIGHBORS, len(texts) - 1))
+        pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        found[texts[query]] = [(cosine, texts[i]) for cosine, i in pairs]
+    return found
 
 
 def different_sentences(tasks: Mapping[str, Any]) -> list[str]:

@@ -24,6 +24,7 @@ from simcse_trainer.model.progress import announce, is_watched
 
 if TYPE_CHECKING:
     from simcse_trainer.analysis.report import Measured
+    from simcse_trainer.model.modeling import SimCSEModel
 
 EXAMPLE = (
     "simcse-trainer report outputs/unsup_bert_base --baseline bert-base-uncased "
@@ -85,17 +86,20 @@ def report(
     path = _read_path(run, model)
     folder = None if data_dir is None else str(data_dir)
     loaded = load_sts_tasks(tasks, split=split, data_dir=folder, options=EVALUATE_OPTIONS)
-    options = {
-        "max_seq_length": max_seq_length,
-        "batch_size": batch_size,
-        "device": device,
-        **loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation),
-    }
-    measured = _measure(model, None, loaded, **options)
-    other = None
+    options = loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation)
+    options["device"] = device
+    read = _load(model, None, max_seq_length=max_seq_length, **options)
+    length, other = read.max_seq_length, None
     if baseline:
         options["revision"] = None
-        other = _measure(baseline, baseline_pooling_mode, loaded, **options)
+        compared = _load(baseline, baseline_pooling_mode, **options)
+        # Of one length, or a difference of the two would be one of what they have seen.
+        length = min(length, _most(compared))
+        compared.max_seq_length = length
+        other = _measure(baseline, compared, loaded, batch_size)
+        del compared
+    read.max_seq_length = length
+    measured = _measure(model, read, loaded, batch_size)
     announce("Drawing")
     page = write_report(
         output,
@@ -105,23 +109,16 @@ def report(
         sentences=len(different_sentences(loaded)),
         bands=band_labels(loaded),
         path=path,
+        tasks=loaded,
     )
     typer.echo(f"The report is {page}; its figures are beside it.")
 
 
-def _measure(
-    name: str,
-    pooling_mode: str | None,
-    tasks: Any,
-    *,
-    device: str | None,
-    batch_size: int,
-    **options: Any,
-) -> Measured:
+def _load(
+    name: str, pooling_mode: str | None, *, device: str | None, **options: Any
+) -> SimCSEModel:
     import torch
 
-    from simcse_trainer.analysis.report import Measured
-    from simcse_trainer.analysis.space import measure_space
     from simcse_trainer.cli.models import find_place
     from simcse_trainer.model.encoding import check_device
     from simcse_trainer.model.modeling import SimCSEModel
@@ -129,6 +126,21 @@ def _measure(
     announce(f"Loading {name}")
     model = SimCSEModel.from_pretrained(find_place(name), pooling_mode=pooling_mode, **options)
     model.to(check_device(device or torch.accelerator.current_accelerator() or "cpu"))
+    return model
+
+
+def _most(model: SimCSEModel) -> int:
+    """Return the longest text that a backbone can take, in tokens, whatever its folder says."""
+    from simcse_trainer.model.io.loading import choose_max_length
+
+    tokenizer: Any = model.tokenizer
+    return choose_max_length(None, None, model.backbone, tokenizer)
+
+
+def _measure(name: str, model: SimCSEModel, tasks: Any, batch_size: int) -> Measured:
+    from simcse_trainer.analysis.report import Measured
+    from simcse_trainer.analysis.space import measure_space
+
     space = measure_space(model, tasks, batch_size=batch_size, show_progress_bar=is_watched())
     return Measured(_show(name), model.pooling_mode, space)
 

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("matplotlib", reason="pip install simcse-trainer[plots]")
 
-from simcse_trainer.analysis.report import Measured, write_report
+from simcse_trainer.analysis.report import Measured, find_differences, write_report
 from simcse_trainer.analysis.space import EmbeddingSpaceStats
 
 GRID = [i / 10 for i in range(-10, 11)]
@@ -112,3 +112,31 @@ def test_what_is_not_known_is_left_out(tmp_path):
     assert "<td>–</td>" in text
     write(tmp_path / "wordless", replace(SPACE, layers={}))
     assert not (tmp_path / "wordless/layer_similarity.png").exists()
+
+
+TASK = {
+    "sentence1": ["a", "b", "c", EVIL],
+    "sentence2": ["w", "x", "y", "z"],
+    "score": [0.0, 1.0, 2.0, 5.0],
+}
+
+
+def test_a_verdict_changes_and_the_pairs_that_differ_most(tmp_path):
+    cosines = {"stsb": [0.9, 0.2, 0.3, 0.4]}
+    neighbors = {"a": [(0.91, "b"), (0.5, "c")]}
+    model = replace(SPACE, cosines=cosines, neighbors=neighbors)
+    metrics = SPACE.metrics | {"stsb_spearman": 90.0, "avg_sts": 90.0}
+    base = replace(model, metrics=metrics, cosines={"stsb": [0.1, 0.2, 0.3, 0.4]})
+    page = Page(write(tmp_path, model, base, tasks={"stsb": TASK}))
+    words = " ".join(word for word in page.words if word)
+    assert "script" not in [name for name, _ in page.tags]
+    assert "90.00 82.03 −7.97" in words
+    assert "Not enough data to tell: the score changed by -7.97" in words
+    assert words.index("0.90 ↑") < words.index("0.20 ↓")
+    assert "model 0.91 b" in words
+    first, *_ = find_differences({"stsb": TASK}, {"model": model, "baseline": base})
+    assert (first.first, first.closer, first.cosines["baseline"]) == ("a", True, "0.10")
+    # Without a baseline there is nothing to judge, and the pairs are there.
+    alone = Page(write(tmp_path / "alone", model, None, tasks={"stsb": TASK}))
+    assert "Verdict" not in alone.words
+    assert "Where model and people differ most" in alone.words
