@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
+from simcse_trainer.data.foreign import describe_content
 from simcse_trainer.errors import InputError
 
 # What is looked at to tell an encoding.
@@ -164,6 +165,9 @@ class Lines(Iterator[str]):
     def _check_head(self, file: Any) -> None:
         # Standard input is none in tests of other libraries, and may not look ahead.
         head = file.peek(_HEAD_BYTES)[:_HEAD_BYTES] if hasattr(file, "peek") else b""
+        foreign = describe_content(Path(self._source), head)
+        if foreign is not None:
+            raise InputError(foreign)
         if self._options.encoding is None:
             wide = find_wide_encoding(head)
             if wide is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import hf_hub_download
 
-from simcse_trainer.data import nli, readers, schema
+from simcse_trainer.data import foreign, nli, readers, schema
 from simcse_trainer.data.delimited import is_table
 from simcse_trainer.data.kinds import (
     holds_text,
@@ -74,6 +74,9 @@ def load_training_data(
         InputError: Options that clash, files that cannot be read, rows that cannot be used.
     """
     _check_options(train_file, dataset_name, nli_triplets, streaming)
+    folder = _find_saved(train_file, dataset_name)
+    if folder is not None:
+        train_file, dataset_name = (), folder
     if dataset_name and train_file:
         train_file, dataset_name = download_files(dataset_name, train_file), None
     if not dataset_name:
@@ -82,12 +85,43 @@ def load_training_data(
             return _stream_files(files, file_options, columns, drop_invalid_rows)
         return _load_files(files, file_options, columns, nli_triplets, drop_invalid_rows, cache_dir)
     options = {"split": dataset_split, "streaming": streaming, "cache_dir": cache_dir}
-    dataset = load_hub_dataset(dataset_name, dataset_config_name, **options)
+    if folder is not None:
+        dataset = _load_saved(Path(folder), dataset_split, streaming)
+    else:
+        dataset = load_hub_dataset(dataset_name, dataset_config_name, **options)
     if nli_triplets:
         return _convert_to_triplets(dataset, columns, drop_invalid_rows, cache_dir, dataset_name)
     return prepare_dataset(
         dataset, columns=columns, drop_invalid_rows=drop_invalid_rows, source=dataset_name
     )
+
+
+def _find_saved(train_file: Sequence[str], dataset_name: str | None) -> str | None:
+    """Return the folder that `save_to_disk` has written, if one is named."""
+    names = [train_file] if isinstance(train_file, str) else list(train_file)
+    named = [name for name in [*names, dataset_name] if name]
+    if len(named) != 1:
+        return None
+    folder = Path(named[0]).expanduser()
+    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    return str(folder) if saved else None
+
+
+def _load_saved(folder: Path, split: str, streaming: bool) -> Any:
+    from datasets import load_from_disk
+
+    try:
+        data = load_from_disk(str(folder))
+    except Exception as error:  # of datasets, pyarrow and json
+        raise _explain(str(folder), "the folder could not be loaded", error) from error
+    if isinstance(data, dict):
+        if split not in data:
+            raise InputError(
+                f"{folder} has no split '{split}'; found {schema.quote_names(data)}. Pass "
+                f"--dataset_split {next(iter(data), split)}"
+            )
+        data = data[split]
+    return data.to_iterable_dataset() if streaming else data
 
 
 def prepare_dataset(
@@ -117,6 +151,10 @@ def prepare_dataset(
     if not isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
         raise InputError(f"{source} is {schema.describe(dataset)}, expected a datasets.Dataset.")
     check_format(dataset, source=source)
+    if isinstance(dataset, datasets.Dataset) and any(
+        isinstance(feature, dict) for feature in dataset.features.values()
+    ):
+        dataset = dataset.flatten()
     first = list(dataset.take(readers.SAMPLE_ROWS))
     names = dataset.column_names or list(next(iter(first), {}))
     mapping = schema.resolve_text_columns(names, columns, source=source, rows=first)
@@ -230,6 +268,13 @@ def _stream_files(
     from datasets import IterableDataset
 
     found = _resolve_files(files, options, columns)
+    for file in files if not drop else ():
+        rows = [(row, row.problem or found.read(row.values)[1]) for row in
+                readers.sample_rows(file, options)]  # fmt: skip
+        if rows and all(problem for _, problem in rows):
+            first, problem = rows[0]
+            text = f"{file} row {first.number}: {problem}"
+            raise schema.no_row_can_be_used(str(file), f"the first {len(rows)} rows", text)
     kwargs: dict[str, Any] = {"files": [str(file) for file in files], "columns": found}
     kwargs |= {"drop": drop, "options": options}
     return IterableDataset.from_generator(
@@ -246,11 +291,21 @@ def _resolve_files(
     table = is_table(files[0], options) and not options.column_names
     if table and ANCHOR not in names and not set(columns or ()) & set(names):
         _check_header(files[0], names, first)
+    if not columns and not {ANCHOR, "positive_messages"} & {*names}:
+        _refuse(foreign.describe_chats(files[0], names, first))
     mapping = schema.resolve_text_columns(names, columns, source=str(files[0]), rows=first)
+    _refuse(foreign.describe_groups(files[0], mapping[ANCHOR], first))
+    if table:
+        _refuse(foreign.describe_written_lists(files[0], list(mapping.values()), first))
     for file, rows in samples.items():
         if is_table(file, options):
             _check_cells(file, [row.values for row in rows], mapping, chosen=bool(columns))
     return TextColumns.find(mapping, (row.values for rows in samples.values() for row in rows))
+
+
+def _refuse(problem: str | None) -> None:
+    if problem is not None:
+        raise InputError(problem)
 
 
 def _check_header(file: Path, names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from simcse_trainer.data.delimited import read_csv, read_table, read_tsv
+from simcse_trainer.data.foreign import describe_kind
+from simcse_trainer.data.kinds import is_message
 from simcse_trainer.data.lines import COMPRESSIONS, FileOptions, Lines, file_format, open_bytes
 from simcse_trainer.data.rows import Row, Table
 from simcse_trainer.data.schema import describe, suggest
@@ -39,7 +41,8 @@ def expand_files(patterns: Sequence[str]) -> list[Path]:
     for path in files:
         if file_format(path) not in _READERS:
             raise InputError(
-                f"{path}: unknown kind of file; expected {', '.join(_READERS)}, each also with "
+                describe_kind(path)
+                or f"{path}: unknown kind of file; expected {', '.join(_READERS)}, each also with "
                 f"{', '.join(COMPRESSIONS)}. Rename or convert the file, or narrow the pattern."
             )
     return files
@@ -147,16 +150,45 @@ def _read_json(file: IO[bytes], source: str, options: FileOptions) -> Table:
     if problem or not text.strip():
         raise InputError(f"{source} {problem or 'is empty'}. Expected a JSON array of objects.")
     try:
-        records = json.loads(text)
+        records = _find_records(json.loads(text))
     except (ValueError, RecursionError) as error:
+        if text[0] == "{" and "Extra data" in str(error):
+            return _read_jsonl(io.BytesIO(text.encode()), source, _UTF8)
         records, problem = None, f"not valid JSON ({error})"
     if not isinstance(records, list):
-        advice = " Rename it to .jsonl if it has one object a line." if text[0] == "{" else ""
         raise InputError(
-            f"{source}: {problem or describe(records)}, expected an array of objects.{advice}"
+            f"{source}: {problem or describe(records)}, expected an array of objects, an object "
+            "with one array, or one object a line. Write it as one of them."
         )
     rows = [_object_row(number, record) for number, record in enumerate(records, 1)]
     return _union_of_names(rows), iter(rows)
+
+
+def _find_records(content: Any) -> Any:
+    """Return the array of records that a JSON file has: itself, in an object, or by columns."""
+    if isinstance(content, list) and content and all(isinstance(item, str) for item in content):
+        return [{"text": item} for item in content]
+    if not isinstance(content, dict):
+        return content
+    records = [
+        value
+        for value in content.values()
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    ]
+    if len(records) == 1:
+        return records[0]
+    columns = list(content.values())
+    # As pandas writes them: lists of cells, or objects of cells by their row.
+    if (
+        columns
+        and all(isinstance(column, dict) for column in columns)
+        and all(column.keys() == columns[0].keys() for column in columns)
+    ):
+        columns = [list(column.values()) for column in columns]
+    lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
+    if len(lengths) == 1 and min(lengths) > 0:
+        return [dict(zip(content, row, strict=True)) for row in zip(*columns, strict=True)]
+    return content
 
 
 def _read_jsonl(file: IO[bytes], source: str, options: FileOptions) -> Table:
@@ -178,8 +210,19 @@ def _json_line(lines: Lines, line: str) -> Row:
 
 def _object_row(number: int, record: object) -> Row:
     if isinstance(record, dict):
-        return Row(number, record)
+        return Row(number, _flatten(record))
     return Row(number, {}, f"is {describe(record)}, expected a JSON object")
+
+
+def _flatten(record: dict[str, Any]) -> dict[str, Any]:
+    """Add the parts of objects in a record under dotted names: `item.text`."""
+    parts: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, dict) and not is_message(value):
+            parts |= {f"{name}.{part}": inner for part, inner in _flatten(value).items()}
+        else:
+            parts[name] = value
+    return parts
 
 
 def _union_of_names(rows: Sequence[Row | None]) -> list[str]:
@@ -196,15 +239,40 @@ def _read_parquet(file: IO[bytes], source: str, _: FileOptions) -> Table:
         table = parquet.ParquetFile(file if plain else io.BytesIO(file.read()))
     except pyarrow.ArrowException as error:
         raise InputError(f"{source} is no parquet file ({error}). Write it again.") from None
-    return table.schema_arrow.names, _parquet_rows(table, source)
+    return _names_of(table.schema_arrow), _arrow_rows(table.iter_batches(1000), source)
 
 
-def _parquet_rows(table: Any, source: str) -> Iterator[Row]:
+def _read_arrow(file: IO[bytes], source: str, _: FileOptions) -> Table:
+    """Read what `datasets` and pyarrow write: a stream of batches, or a file of them."""
+    import pyarrow
+
+    content = pyarrow.py_buffer(file.read())
+    try:
+        try:
+            table = pyarrow.ipc.open_stream(content).read_all()
+        except pyarrow.ArrowInvalid:
+            table = pyarrow.ipc.open_file(content).read_all()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(f"{source} is no Arrow file ({error}). Write it again.") from None
+    return _names_of(table.schema), _arrow_rows(table.to_batches(1000), source)
+
+
+def _names_of(schema: Any) -> list[str]:
+    """Return names of the columns, those of objects with the names of their parts."""
+    row = {field.name: _part(field.type) for field in schema}
+    return list(_flatten(row))
+
+
+def _part(kind: Any) -> Any:
+    return {field.name: _part(field.type) for field in kind} if str(kind)[:6] == "struct" else None
+
+
+def _arrow_rows(batches: Any, source: str) -> Iterator[Row]:
     number = 0
     try:
-        records = (record for batch in table.iter_batches(1000) for record in batch.to_pylist())
+        records = (record for batch in batches for record in batch.to_pylist())
         for number, record in enumerate(records, 1):
-            yield Row(number, record)
+            yield Row(number, _flatten(record))
     except (ValueError, NotImplementedError) as error:  # pyarrow's own, and texts that are no UTF-8
         problem = f"{source}: rows after {number} cannot be read ({error})"
         raise InputError(f"{problem}. Write it again, as UTF-8.") from None
@@ -217,4 +285,6 @@ _READERS: dict[str, Callable[[IO[bytes], str, FileOptions], Table]] = {
     ".json": _read_json,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+    ".ndjson": _read_jsonl,
 }

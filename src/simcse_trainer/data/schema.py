@@ -162,6 +162,20 @@ def count_texts(roles: Collection[str]) -> str:
     return "1 text" if len(roles) == 1 else f"{len(roles)} texts"
 
 
+def no_row_can_be_used(source: str, rows: str, first: str) -> InputError:
+    """Return the error of data without a good row, for which dropping rows would leave nothing.
+
+    Args:
+        source: File or data set.
+        rows: Which rows were looked at: "the 12 rows".
+        first: The problem of the first one.
+    """
+    return InputError(
+        f"{source}: none of {rows} can be used; {first}. Name other columns with --columns, or "
+        "correct the file."
+    )
+
+
 def drop_or_raise_invalid_rows(
     dataset: Dataset, problems: Mapping[int, str], *, needs: str = "", drop: bool, source: str
 ) -> Dataset:
@@ -182,6 +196,8 @@ def drop_or_raise_invalid_rows(
     if not problems:
         return dataset
     first = next(iter(problems.values()))
+    if not drop and len(problems) == len(dataset) > 1:
+        raise no_row_can_be_used(source, f"the {len(problems)} rows", first)
     if not drop:
         what = f"the {len(problems)} such row{'s' if len(problems) > 1 else ''}"
         raise InputError(

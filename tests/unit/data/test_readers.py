@@ -130,7 +130,7 @@ def test_a_bad_row_is_handed_over_and_the_next_ones_read(write, name, content, n
         ("a.csv", "sent0\nä\n".encode("utf-16"), ["utf-16", "UTF-8"]),
         ("a.txt", "ä".encode("utf-16"), ["utf-16", "UTF-8"]),
         ("a.json", "", ["is empty", "JSON array"]),
-        ("a.json", '{"a": "b"}\n{"a": "c"}\n', ["array of objects", ".jsonl"]),
+        ("a.json", '{"a": "b"}', ["an object ({'a': 'b'})", "array of objects"]),
         ("a.json", '[{"a": ', ["not valid JSON", "line 1"]),
         ("a.json", b'[\n{"a": "\xff"}]', ["0xff", "UTF-8"]),
         ("a.json", "3", ["a number (3)", "array of objects"]),

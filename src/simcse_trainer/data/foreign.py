@@ -1,0 +1,161 @@
+"""Files and columns that are not trained on as they are, and the line that makes data of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from simcse_trainer.data.kinds import is_chat
+
+# How each begins, and what it is.
+_BEGINNINGS = (
+    (b"PK\x03\x04", ".zip"),
+    (b"\xd0\xcf\x11\xe0", ".xls"),
+    (b"\x1f\x8b", ".gz"),
+    (b"BZh", ".bz2"),
+    (b"\xfd7zXZ\0", ".xz"),
+    (b"\x28\xb5\x2f\xfd", ".zst"),
+    (b"PAR1", ".parquet"),
+)
+# Of a workbook: the packages that pandas reads it with.
+_SHEETS = {".xlsx": "openpyxl", ".xlsm": "openpyxl", ".xls": "xlrd", ".ods": "odfpy"}
+_FRAMES = {".feather": "read_feather", ".orc": "read_orc", ".pkl": "read_pickle"}
+
+
+def describe_kind(path: Path) -> str | None:
+    """Return what to do with a file of a known kind that is not read; None if it is unknown."""
+    suffix = path.suffix.lower()
+    if suffix in _SHEETS:
+        return _describe_workbook(path, suffix)
+    if suffix in _FRAMES:
+        new = path.stem + ".jsonl"
+        line = (
+            f"import pandas; pandas.{_FRAMES[suffix]}({str(path)!r}).to_json({new!r}, "
+            "orient='records', lines=True, force_ascii=False)"
+        )
+        return f'{path} is not read. Write it as .jsonl: python -c "{line}", and pass {new}.'
+    if suffix == ".zip":
+        return _describe_archive(path)
+    if ".tar" in [part.lower() for part in path.suffixes[-2:]] or suffix == ".tgz":
+        return f"{path} is an archive. Unpack it (tar -xf {path}), and name the files in it."
+    return None
+
+
+def describe_content(path: Path, head: bytes) -> str | None:
+    """Return what to do with a file that is not what its name says; None if nothing tells.
+
+    Args:
+        path: The file.
+        head: Its first bytes.
+    """
+    suffix = next((suffix for mark, suffix in _BEGINNINGS if head.startswith(mark)), None)
+    if suffix is None:
+        return None
+    if suffix == ".zip" and b"[Content_Types]" in head:
+        suffix = ".xlsx"
+    if suffix in _SHEETS:
+        return _describe_workbook(path, suffix)
+    if suffix == ".zip":
+        return _describe_archive(path)
+    new = path.with_suffix(suffix) if suffix == ".parquet" else path.with_name(path.name + suffix)
+    return f"{path} is no text: its content is that of {suffix}. Rename it to {new}"
+
+
+def _describe_workbook(path: Path, suffix: str) -> str:
+    new = path.stem + ".csv"
+    return (
+        f"{path} is a workbook ({suffix}), not a text file. Save it as 'CSV UTF-8' in the program "
+        f'that made it, or: pip install pandas {_SHEETS[suffix]}; python -c "import pandas; '
+        f'pandas.read_excel({str(path)!r}).to_csv({new!r}, index=False)"; then pass {new}'
+    )
+
+
+def _describe_archive(path: Path) -> str:
+    return (
+        f"{path} is a zip archive. Unpack it: python -m zipfile -e {path} {path.stem}; then name "
+        f"the files in {path.stem}"
+    )
+
+
+def describe_chats(
+    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]
+) -> str | None:
+    """Return how to make pairs of chats, where the rows hold some; None if not.
+
+    Args:
+        path: The file.
+        columns: All columns.
+        rows: The first rows.
+    """
+    name = next((n for n in columns if rows and all(is_chat(row.get(n)) for row in rows)), None)
+    if name is None:
+        return None
+    turn = rows[0][name][0]  # type: ignore[index]
+    role, said = ("role", "content") if "role" in turn else ("from", "value")
+    new = f"{path.name.split('.')[0]}-pairs.csv"
+    return (
+        f"{path}: column {name!r} holds chats, and what is trained on are pairs: a text and one "
+        "that belongs to it, such as a question and its answer. Make them of turns that follow "
+        f'each other: python -c "{_read(path)}; '
+        f"turns = [two for chat in table[{name!r}] for two in zip(chat, chat[1:]) "
+        f"if two[0][{role!r}] in ('user', 'human') and two[1][{role!r}] in ('assistant', 'gpt')]; "
+        f"pandas.DataFrame([(a[{said!r}], b[{said!r}]) for a, b in turns], "
+        f"columns=['sent0', 'sent1']).to_csv({new!r}, index=False)\"; then pass {new}"
+    )
+
+
+def describe_groups(path: Path, name: str, rows: Sequence[Mapping[str, object]]) -> str | None:
+    """Return how to make pairs of lists of texts that mean the same; None if it has no lists.
+
+    Args:
+        path: The file.
+        name: The column that would be the anchor.
+        rows: The first rows.
+    """
+    cells = [row.get(name) for row in rows]
+    if not cells or not all(isinstance(cell, list) and not is_chat(cell) for cell in cells):
+        return None
+    new = f"{path.name.split('.')[0]}-pairs.csv"
+    return (
+        f"{path}: column {name!r} holds lists, expected one text a row. If the texts of a list "
+        f'mean the same, make pairs of them: python -c "{_read(path)}; '
+        f"pairs = [(texts[0], text) for texts in table[{name!r}] for text in texts[1:]]; "
+        f"pandas.DataFrame(pairs, columns=['sent0', 'sent1']).to_csv({new!r}, index=False)\"; "
+        f"then pass {new}"
+    )
+
+
+def describe_written_lists(
+    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]
+) -> str | None:
+    """Return how to read lists that a table has as text, "['a', 'b']"; None if there are none.
+
+    Args:
+        path: A table of separated cells.
+        columns: Those of texts.
+        rows: The first rows.
+    """
+    for name in columns:
+        cells = [str(row.get(name) or "").strip() for row in rows]
+        if cells and all(c.startswith(("['", '["', "[]")) and c.endswith("]") for c in cells):
+            new = path.name.split(".")[0] + ".jsonl"
+            return (
+                f"{path}: column {name!r} holds lists that were written as text. Make lists of "
+                f'them: python -c "import ast; {_read(path)}; table[{name!r}] = '
+                f"table[{name!r}].map(ast.literal_eval); table.to_json({new!r}, orient='records', "
+                f'lines=True, force_ascii=False)"; then pass {new}'
+            )
+    return None
+
+
+def _read(path: Path) -> str:
+    """Return the Python that reads a file as `table`."""
+    kinds = [suffix.lower() for suffix in path.suffixes]
+    if ".parquet" in kinds:
+        call = f"read_parquet({str(path)!r})"
+    elif ".csv" in kinds or ".tsv" in kinds:
+        call = f"read_csv({str(path)!r}, sep=None, engine='python')"
+    else:
+        lines = ", lines=True" if ".json" not in kinds else ""
+        call = f"read_json({str(path)!r}{lines})"
+    return f"import pandas; table = pandas.{call}"

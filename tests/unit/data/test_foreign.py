@@ -1,0 +1,111 @@
+"""What is not read as it is: named by its suffix or its content."""
+
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict
+from helpers.checks import fails
+
+from simcse_trainer.data.foreign import describe_content, describe_kind
+from simcse_trainer.data.lines import FileOptions
+from simcse_trainer.data.loading import load_training_data
+from simcse_trainer.data.readers import column_names, read_rows
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a.xlsx", "read_excel('a.xlsx')"),
+        ("a.ods", "odfpy"),
+        ("a.pkl", "read_pickle"),
+        ("a.zip", "python -m zipfile -e a.zip a"),
+        ("a.tar.gz", "tar -xf a.tar.gz"),
+        ("a.tgz", "tar -xf"),
+    ],
+)
+def test_kinds(name, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_bytes(b"x")
+    fails(lambda: load_training_data([name]), said)
+
+
+def test_an_unknown_kind_stays_unknown(tmp_path):
+    assert describe_kind(tmp_path / "a.hwp") is None
+    assert describe_content(tmp_path / "a.csv", b"PKs are pink,b\n") is None
+
+
+@pytest.mark.parametrize("magic", [b"\x1f\x8b", b"BZh9", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd"])
+def test_a_compressed_file_without_its_suffix(magic, tmp_path):
+    (tmp_path / "a.csv").write_bytes(magic + b"\0\1")
+    fails(lambda: load_training_data([str(tmp_path / "a.csv")]), "Rename it to", "a.csv.")
+
+
+@pytest.mark.parametrize(
+    ("content", "names", "rows"),
+    [
+        ({"data": [{"a": "x"}, {"a": "y"}], "version": 2}, ["a"], ["x", "y"]),
+        (["x", "y"], ["text"], ["x", "y"]),
+        ({"a": ["x", "y"], "b": [1, 2]}, ["a", "b"], ["x", "y"]),
+        ({"a": {"0": "x", "1": "y"}, "b": {"0": 1, "1": 2}}, ["a", "b"], ["x", "y"]),
+        ([{"a": {"t": "x"}}, {"a": {"t": "y"}}], ["a.t"], ["x", "y"]),
+    ],
+)
+def test_json_as_others_nest_it(content, names, rows, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content, indent=1))
+    assert column_names(path) == names
+    assert [row.values[names[0]] for row in read_rows(path)] == rows
+
+
+def test_json_of_one_object_a_line(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": "x"}\n{"a": "y"}\n')
+    assert [row.values for row in read_rows(tmp_path / "a.json")] == [{"a": "x"}, {"a": "y"}]
+
+
+def test_objects_in_parquet_and_in_data_sets(tmp_path):
+    data = Dataset.from_list([{"translation": {"en": "a dog", "ko": "개"}}])
+    data.to_parquet(tmp_path / "a.parquet")
+    data.save_to_disk(str(tmp_path / "disk"))
+    names = ["translation.en", "translation.ko"]
+    assert column_names(tmp_path / "a.parquet") == names
+    for source in (tmp_path / "a.parquet", tmp_path / "disk"):
+        found = load_training_data([str(source)], columns=names)
+        assert list(found) == [{"sent0": "a dog", "sent1": "개"}]
+
+
+@pytest.mark.parametrize("as_name", [False, True])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folders_of_save_to_disk(as_name, streaming, tmp_path):
+    folder = str(tmp_path / "a")
+    data = Dataset.from_dict({"sent0": ["a", "b"], "id": [1, 2]})
+    DatasetDict(train=data, test=data.select([1])).save_to_disk(folder)
+    given = {"dataset_name": folder} if as_name else {"train_file": [folder]}
+    given["streaming"] = streaming
+    assert [row["sent0"] for row in load_training_data(**given)] == ["a", "b"]
+    assert [row["sent0"] for row in load_training_data(**given, dataset_split="test")] == ["b"]
+    fails(
+        lambda: load_training_data(**given, dataset_split="dev"),
+        "no split 'dev'; found 'train', 'test'. Pass --dataset_split train",
+    )
+
+
+def test_a_damaged_folder_and_a_damaged_arrow_file(tmp_path):
+    (tmp_path / "state.json").write_text("{")
+    fails(lambda: load_training_data([str(tmp_path)]), "could not be loaded")
+    (tmp_path / "a.arrow").write_bytes(b"ARROW1 and no more")
+    fails(lambda: load_training_data([str(tmp_path / "a.arrow")]), "is no Arrow file")
+
+
+def test_an_arrow_file_of_batches(tmp_path):
+    import pyarrow
+
+    table = pyarrow.table({"text": ["a", "b"]})
+    with pyarrow.ipc.new_file(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table)
+    assert load_training_data([str(tmp_path / "a.arrow")])["sent0"] == ["a", "b"]
+
+
+def test_the_encoding_is_for_all_files(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes('{"text": "책"}\n'.encode("cp949"))
+    options = FileOptions(encoding="cp949", in_training=True)
+    assert load_training_data([str(tmp_path / "a.jsonl")], file_options=options)["sent0"] == ["책"]
