@@ -172,10 +172,14 @@ class ModelArguments:
 
 
 def check_bounds(options: Any, bounds: Mapping[str, tuple[bool, str]]) -> None:
-    """Raise InputError for the first option whose condition does not hold."""
-    for name, (holds, expected) in bounds.items():
-        if not holds:
-            raise InputError(f"{name} is {getattr(options, name)}; expected {expected}.")
+    """Raise InputError for all options whose condition does not hold."""
+    wrong = [
+        f"{name} is {getattr(options, name)}; expected {expected}."
+        for name, (holds, expected) in bounds.items()
+        if not holds
+    ]
+    if wrong:
+        raise InputError(" ".join(wrong))
 
 
 @dataclass

@@ -75,7 +75,7 @@ def load_sts_tasks(
     loaded: dict[str, Any] = {}
     for task in tasks:
         path = Path(task)
-        name = path.name.split(".")[0] if path.suffix else task
+        name = get_task_name(task)
         if name in loaded:
             raise InputError(
                 f"Two evaluation tasks are called '{name}', the second is {task}. Rename one file."
@@ -94,6 +94,12 @@ def load_sts_tasks(
                 f"sentence1, sentence2, score, or a folder in {options.data_dir}."
             )
     return loaded
+
+
+def get_task_name(task: str) -> str:
+    """Return what a task is called in metrics: of a file its name without the ending."""
+    path = Path(task)
+    return path.name.split(".")[0] if path.suffix else task
 
 
 @dataclass(frozen=True)

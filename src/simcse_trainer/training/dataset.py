@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -19,7 +19,6 @@ from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.data.augmentation import DISCRETE, DiscreteAugmentation
 from simcse_trainer.data.loading import check_format, prepare_dataset
 from simcse_trainer.data.profile import find_problems, profile_data, summarize, take_columns
-from simcse_trainer.data.retrieval import RetrievalData
 from simcse_trainer.data.schema import ANCHOR, POSITIVES
 from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
 from simcse_trainer.errors import InputError
@@ -34,13 +33,13 @@ from simcse_trainer.objective.mlm import (
     mask_tokens,
 )
 from simcse_trainer.training.drawing import ListDraws
+from simcse_trainer.training.evaluation_data import list_pairs, tasks_by_name
 from simcse_trainer.training.validation import (
     check_dropout,
     check_size,
     check_tokenized,
     choose_head,
     count_views,
-    tasks_by_name,
     warn_about_settings,
 )
 
@@ -126,7 +125,7 @@ def report_data(dataset: Any, model: SimCSEModel, evaluation: Any = None) -> Non
         columns,
         tokenizer=model.tokenizer,
         max_seq_length=model.max_seq_length,
-        evaluation=[pair for task in tasks for pair in _list_pairs(task)],
+        evaluation=[pair for task in tasks for pair in list_pairs(task)],
         complete=complete,
         tokenized=_PROFILED_TEXTS,
     )
@@ -134,17 +133,6 @@ def report_data(dataset: Any, model: SimCSEModel, evaluation: Any = None) -> Non
         logger.info(line)
     for problem in find_problems(profile):
         logger.warning(problem.text)
-
-
-def _list_pairs(task: Any) -> Iterable[tuple[str, str]]:
-    """List the pairs of evaluation data: of a large corpus, none."""
-    if not isinstance(task, RetrievalData):
-        return zip(task["sentence1"], task["sentence2"], strict=True)
-    if task.passages > _PROFILED_ROWS:
-        return ()
-    texts = dict(task.read_passages())
-    found = zip(task.queries, task.relevant, strict=True)
-    return [(query, texts[n]) for query, numbers in found for n in numbers if n in texts]
 
 
 def tokenize_if_text(

@@ -20,8 +20,8 @@ from transformers import TrainerCallback, set_seed
 from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.data.retrieval import RetrievalData
-from simcse_trainer.errors import InputError
-from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS
+from simcse_trainer.errors import CollectedErrors, InputError
+from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS, get_task_name
 from simcse_trainer.evaluation.suite import encode_once, load_training_tasks, score_tasks
 from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS, label_metric, split_retrieval_metric
 from simcse_trainer.evaluation.verdict import Verdict, bootstrap_change, judge
@@ -33,6 +33,7 @@ from simcse_trainer.model.io.servers import list_server_warnings
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.progress import announce, is_watched
 from simcse_trainer.training.callbacks import HubCheckpointCallback
+from simcse_trainer.training.evaluation_data import check_evaluation, check_metric
 from simcse_trainer.training.output_dir import check_output_dir, hold_folder
 from simcse_trainer.training.processes import check_processes
 from simcse_trainer.training.resume import find_resume_checkpoint
@@ -78,24 +79,22 @@ def _run(
     command: Sequence[str],
 ) -> SimCSETrainer:
     folder = Path(str(args.output_dir))
-    checkpoint = find_resume_checkpoint(args.resume_from_checkpoint, folder, hub=args)
-    _check_output_dir(args, folder, checkpoint)
-    # The final model gets its last scores and its card before it is pushed, below.
-    hub = HubCheckpointCallback(args, pushes_final_model=False) if args.push_to_hub else None
-    set_seed(args.seed)
-    check_options(args)
-    if data_args.neighbor_queries and not data_args.eval_tasks:
-        raise InputError("neighbor_queries are searched in the evaluation data; pass --eval_tasks.")
     tell = announce if args.process_index == 0 else _tell_nobody
     tell("Reading the data")
-    tasks = load_training_tasks(
-        data_args.eval_tasks,
-        split=data_args.eval_split,
-        data_dir=data_args.sts_data_dir,
-        columns=data_args.columns,
-        corpus=data_args.eval_corpus,
-    )
-    train_dataset = _load_train_dataset(data_args, args.data_seed or args.seed)
+    checkpoint, hub = None, None
+    # Said together, once: who corrects one thing should not come back for the next.
+    problems = CollectedErrors()
+    with problems:
+        checkpoint = find_resume_checkpoint(args.resume_from_checkpoint, folder, hub=args)
+        _check_output_dir(args, folder, checkpoint)
+    with problems:
+        # The final model gets its last scores and its card before it is pushed, below.
+        hub = HubCheckpointCallback(args, pushes_final_model=False) if args.push_to_hub else None
+    with problems:
+        check_options(args)
+    tasks, train_dataset = _read_data(data_args, args, problems)
+    problems.raise_all()
+    set_seed(args.seed)
     tell(f"Loading {model_args.model_name_or_path}")
     model = _load_model(model_args, args)
     tell("Preparing the training data")
@@ -135,6 +134,35 @@ def _run(
 
 def _tell_nobody(step: str) -> None:
     """Say nothing: the first process has said it."""
+
+
+def _read_data(
+    data_args: DataArguments, args: SimCSETrainingArguments, problems: CollectedErrors
+) -> tuple[dict[str, Any], Any]:
+    """Read what is evaluated on, by task, and what is trained on."""
+    tasks: dict[str, Any] | None = None
+    train_dataset = None
+    with problems:
+        if data_args.neighbor_queries and not data_args.eval_tasks:
+            raise InputError(
+                "neighbor_queries are searched in the evaluation data; pass --eval_tasks."
+            )
+        tasks = load_training_tasks(
+            data_args.eval_tasks,
+            split=data_args.eval_split,
+            data_dir=data_args.sts_data_dir,
+            columns=data_args.columns,
+            corpus=data_args.eval_corpus,
+        )
+    with problems:
+        if tasks is None:  # of what kind they are is not known
+            names = [get_task_name(task) for task in data_args.eval_tasks]
+            check_metric(args, names, names)
+        else:
+            check_evaluation(args, tasks)
+    with problems:
+        train_dataset = _load_train_dataset(data_args, args.data_seed or args.seed)
+    return tasks or {}, train_dataset
 
 
 def _save_results(trainer: SimCSETrainer, result: Any, after: ModelEvaluation) -> None:

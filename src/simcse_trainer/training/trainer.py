@@ -43,6 +43,7 @@ from simcse_trainer.training.callbacks import (
     take_hub_callback,
 )
 from simcse_trainer.training.checkpointing import AtomicCheckpoints
+from simcse_trainer.training.evaluation_data import check_evaluation, tasks_by_name
 from simcse_trainer.training.grad_cache_step import GradCacheStep, set_optimizer_mode
 from simcse_trainer.training.processes import Processes
 
@@ -108,7 +109,7 @@ class SimCSETrainer(Trainer):
                 model, mlm_head=args.mlm_weight > 0, dtype=torch.float32
             )
         validation.check_model(model, args)
-        eval_dataset = validation.check_evaluation(args, eval_dataset)
+        eval_dataset = check_evaluation(args, eval_dataset)
         # What compiles a model cannot see into them.
         model.use_cpu_kernels &= args.use_cpu_kernels and not args.torch_compile
         self.run_info = RunInfo()
@@ -223,7 +224,7 @@ class SimCSETrainer(Trainer):
         By default on what was given at construction. Keys of `evaluate_tasks` get the prefix.
         """
         given = self.eval_dataset if eval_dataset is None else eval_dataset
-        tasks = validation.tasks_by_name(given)
+        tasks = tasks_by_name(given)
         start = time.time()
         self._memory_tracker.start()
         found = evaluate_tasks(self.encode, tasks)

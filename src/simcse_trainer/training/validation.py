@@ -16,12 +16,9 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.data.augmentation import DEFAULT_RATE, DISCRETE
-from simcse_trainer.data.pairs import check_scored_pairs
-from simcse_trainer.data.retrieval import RetrievalData, dataset_to_retrieval
 from simcse_trainer.data.schema import POSITIVES
 from simcse_trainer.data.tokenization import INPUT_IDS
 from simcse_trainer.errors import InputError
-from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS
 from simcse_trainer.hub.published_files import is_local
 from simcse_trainer.model.decoders import is_bidirectional
 from simcse_trainer.model.io.saving import choose_lora_save
@@ -90,8 +87,9 @@ def check_options(args: Any) -> None:
         args: The training options, `TrainingArguments`.
 
     Raises:
-        InputError: Naming the first one.
+        InputError: Naming them.
     """
+    wrong = []
     if not isinstance(args, SimCSETrainingArguments):
         raise InputError(f"args is a {type(args).__name__}; pass SimCSETrainingArguments.")
     for field in dataclasses.fields(args):
@@ -104,13 +102,15 @@ def check_options(args: Any) -> None:
         # transformers turns unset options into empty ones.
         is_unset = found == default or (not default and not found and found != 0.0)
         if reason is not None and not is_unset:
-            raise InputError(f"{field.name} is {found}; expected {default}: {reason}.")
-    _check_reports(args)
+            wrong.append(f"{field.name} is {found}; expected {default}: {reason}.")
     if args.train_sampling_strategy == "batch_rebalance":
-        raise InputError(
+        wrong.append(
             "train_sampling_strategy is batch_rebalance; expected random, sequential or "
             "group_by_length: packed batches need no balance. Leave it out."
         )
+    if wrong:
+        raise InputError(" ".join(wrong))
+    _check_reports(args)
 
 
 # What writes logs, and is a package of that name.
@@ -370,71 +370,6 @@ def check_engine(state: Any, args: SimCSETrainingArguments, model: SimCSEModel) 
             "fp16 needs an accelerator: on a CPU training would be in float32. Pass --bf16 true, "
             "or leave fp16 out."
         )
-
-
-def check_evaluation(args: SimCSETrainingArguments, tasks: Any) -> Any:
-    """Refuse what would end the run at its first evaluation.
-
-    Args:
-        args: The training options, `SimCSETrainingArguments`; where they choose a model and there
-            is retrieval alone, the metric becomes its nDCG@10 in place of the mean of STS.
-        tasks: The evaluation data, whichever way it was given.
-
-    Returns:
-        The data, in which pairs without a score are queries and passages.
-
-    Raises:
-        InputError: There is no data, or it does not go with the options.
-    """
-    if not tasks:
-        if args.eval_strategy != "no" or args.eval_on_start:
-            raise InputError(
-                "eval_strategy or eval_on_start is set, but there is nothing to evaluate on. Pass "
-                "--eval_tasks (in Python eval_dataset), or --eval_strategy no."
-            )
-        return tasks
-    named = tasks_by_name(tasks)
-    for name, data in named.items():
-        if not isinstance(data, RetrievalData):
-            check_scored_pairs(data, source=f"eval_dataset '{name}'")
-    if args.uses_scores:
-        _choose_metric(args, named)
-    return named
-
-
-def _choose_metric(args: SimCSETrainingArguments, tasks: Mapping[str, Any]) -> None:
-    searched = [name for name, data in tasks.items() if isinstance(data, RetrievalData)]
-    names = [f"{task}_spearman" for task in tasks if task not in searched]
-    names += ["avg_sts"] if names else []
-    if searched:
-        names += [f"{task}_{metric}" for task in searched for metric in RETRIEVAL_METRICS]
-        names += RETRIEVAL_METRICS
-    metric = str(args.metric_for_best_model).removeprefix("eval_")
-    if metric == "avg_sts" not in names:
-        args.metric_for_best_model = metric = "ndcg_at_10"
-        logger.info("The best model is the one with the highest nDCG@10.")
-    if metric not in names:
-        raise InputError(
-            f"metric_for_best_model is '{metric}'; the evaluation gives {', '.join(names)}."
-        )
-
-
-def tasks_by_name(tasks: Any) -> Mapping[str, Any]:
-    """Return evaluation data as a dictionary, whichever way it was given.
-
-    Raises:
-        InputError: Pairs without a score that cannot be used.
-    """
-    if not isinstance(tasks, Mapping):
-        found = _to_task(tasks, "eval_dataset")
-        return {"retrieval" if isinstance(found, RetrievalData) else "sts": found}
-    return {name: _to_task(data, f"eval_dataset '{name}'") for name, data in tasks.items()}
-
-
-def _to_task(data: Any, source: str) -> Any:
-    if isinstance(data, RetrievalData):
-        return data
-    return dataset_to_retrieval(data, source=source) or data
 
 
 def count_views(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments) -> int:
