@@ -94,7 +94,7 @@ def test_chunks_draw_nothing_of_their_own(tmp_path):
 @pytest.mark.parametrize("kind", ["crop", "none"])
 def test_data_with_positives_of_its_own_is_refused(kind, tmp_path):
     args = build_args(tmp_path, augmentation=kind)
-    fails(lambda: SimCSETrainer(build_model(), args, TRIPLETS), kind, "has 3", "--columns")
+    fails(lambda: SimCSETrainer(build_model(), args, TRIPLETS), kind, "has 3", "columns")
 
 
 def test_tokenized_data_has_no_words(tmp_path):

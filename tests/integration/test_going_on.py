@@ -128,7 +128,7 @@ def test_a_stream_of_other_data_or_in_another_order_is_not_gone_on_with(change, 
     checkpoint = str(Path(first.args.output_dir) / "checkpoint-7")
     said = refusal(lambda: other.train(resume_from_checkpoint=checkpoint))
     assert "is of another run" in said
-    assert "--allow_resume_mismatch" in said
+    assert "allow_resume_mismatch" in said
 
 
 @pytest.mark.field("11a")
@@ -180,7 +180,7 @@ def test_too_few_rows_for_all_processes_are_named_with_the_processes(tmp_path, m
 def test_persistent_workers_are_refused_for_they_make_a_resumed_run_another(tmp_path):
     options = {"dataloader_persistent_workers": True, "dataloader_num_workers": 1}
     said = refusal(lambda: SimCSETrainer(build_model(), build_args(tmp_path, **options), TRIPLETS))
-    assert "--dataloader_persistent_workers false" in said
+    assert "dataloader_persistent_workers" in said
 
 
 @pytest.mark.field("15c")
@@ -215,7 +215,7 @@ def test_processes_share_the_work_of_an_evaluation_and_find_the_same(tmp_path):
         (
             {"fsdp_plugin": SimpleNamespace(activation_checkpointing=True)},
             {"load_best_model_at_end": False},
-            "--activation_checkpointing true",
+            "activation_checkpointing=True",
         ),
     ],
 )

@@ -146,7 +146,7 @@ def test_an_adapter_is_trained_on(tmp_path, sentences):
     trainer.save_model()
     frozen = SimCSEModel.from_pretrained(tmp_path / "one")
     args = build_args(tmp_path / "two")
-    fails(lambda: SimCSETrainer(frozen, args, TRIPLETS), "frozen", "--use_lora")
+    fails(lambda: SimCSETrainer(frozen, args, TRIPLETS), "frozen", "lora")
     second = load(str(tmp_path / "one"), kind)
     torch.testing.assert_close(second.encode(sentences), first.encode(sentences), **CLOSE)
     SimCSETrainer(second, args, TRIPLETS).train()
@@ -171,8 +171,8 @@ class TestNoise:
             lambda: SimCSETrainer(model, build_args(tmp_path / "run"), UNSUPERVISED),
             "no dropout (llama)",
             "identical",
-            "--attention_dropout",
-            "--lora_dropout",
+            "attention_dropout",
+            "lora_dropout",
         )
         assert torch.equal(torch.get_rng_state(), state)
         SimCSETrainer(model, build_args(tmp_path / "run"), TRIPLETS)  # needs none

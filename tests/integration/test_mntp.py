@@ -102,11 +102,11 @@ def test_an_output_layer_of_its_own_is_resumed_and_the_best_is_loaded(lora, unti
 def test_a_decoder_that_looks_back_only_is_refused_and_the_advice_works(base, tmp_path):
     causal = load(base, bidirectional_attention=None, pooling_mode="lasttoken")
     args = build_args(tmp_path / "out", mlm_weight=0.1, max_steps=1)
-    with pytest.raises(InputError, match=r"qwen3 attends to earlier.*--bidirectional_attention tr"):
+    with pytest.raises(InputError, match=r"qwen3 attends to earlier.*bidirectional_attention=Tr"):
         SimCSETrainer(causal, args, UNSUPERVISED)
     SimCSETrainer(load(base), args, UNSUPERVISED).train()
     alone = build_args(tmp_path / "alone", **ALONE, max_steps=1)
-    with pytest.raises(InputError, match=r"--bidirectional_attention true\.$"):
+    with pytest.raises(InputError, match=r"bidirectional_attention=True\.$"):
         SimCSETrainer(causal, alone, UNSUPERVISED)  # without it nothing would be trained
 
 

@@ -226,7 +226,7 @@ def test_attention_that_is_not_installed_is_one_line_and_its_advice_works(files,
         lambda: SimCSEModel.from_pretrained(name, attn_implementation="flash_attention_2")
     )
     assert isinstance(error, InputError), (model, repr(error))
-    assert "--attn_implementation sdpa" in str(error)
+    assert "attn_implementation='sdpa'" in str(error)
     words = ["encode", name, files / "texts.txt", "--output", files / "x.npy"]
     assert attempt(lambda: run_command(*words, "--attn_implementation", "sdpa")) == (0, None)
     status, error = attempt(

@@ -103,12 +103,12 @@ def test_it_is_said_once(tmp_path, caplog):
 def test_a_fixed_chunk_says_what_to_set(tmp_path):
     trainer = SimCSETrainer(build_model(), build_args(tmp_path, mini_batch_size="8"), TRIPLETS)
     trainer.model.register_forward_hook(OutOfMemory({2}))
-    with pytest.raises(InputError, match=r"mini_batch_size 8\. Pass --mini_batch_size 4, or auto"):
+    with pytest.raises(InputError, match=r"mini_batch_size 8\. Pass mini_batch_size=4, or auto"):
         trainer.train()
 
 
 def test_one_sentence_that_does_not_fit_ends_the_run(tmp_path):
-    with pytest.raises(InputError, match=r"single sentence at a time.*--max_seq_length"):
+    with pytest.raises(InputError, match=r"single sentence at a time.*max_seq_length"):
         train(tmp_path, fail_at=range(1, 1000))
 
 

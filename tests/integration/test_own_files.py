@@ -287,7 +287,7 @@ def test_a_run_leaves_the_base_of_its_adapter_alone(lora_save, base):
     before = contents(base)
     model = SimCSEModel.from_pretrained(base, lora=lora_config(r=2))
     args = build_args(base, overwrite_output_dir=True, lora_save=lora_save)
-    with pytest.raises(InputError, match=r"holds the base model of the adapter.*--output_dir"):
+    with pytest.raises(InputError, match=r"holds the base model of the adapter.*output_dir"):
         SimCSETrainer(model, args, TRIPLETS).train()
     assert contents(base) == before
 

@@ -34,7 +34,7 @@ from simcse_trainer.cli.train import (
     quiet_imports,
     write_to_any_console,
 )
-from simcse_trainer.errors import InputError
+from simcse_trainer.errors import InputError, at_command_line
 from simcse_trainer.model.progress import announce
 from simcse_trainer.version import __version__
 
@@ -105,6 +105,7 @@ class _Command(TyperCommand):
             words.append(word)
         return super().parse_args(ctx, words)
 
+    @at_command_line
     def invoke(self, ctx: Any) -> Any:
         """Say that it begins: what a command needs takes seconds to import."""
         if self.name not in ("train", "push"):
@@ -165,6 +166,7 @@ for _command in _commands:
     )(getattr(_command, _name))
 
 
+@at_command_line
 def main() -> None:
     """Exit status 2 and one line on stderr for what the user can correct."""
     quiet_imports()

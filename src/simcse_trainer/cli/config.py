@@ -19,7 +19,7 @@ from transformers import HfArgumentParser
 
 from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from simcse_trainer.cli.spellings import refuse_option
-from simcse_trainer.errors import InputError
+from simcse_trainer.errors import InputError, at_command_line
 
 USAGE = "train_simcse.py [CONFIG.yaml or RECIPE] [--option value ...]"
 
@@ -44,6 +44,7 @@ def build_parser() -> HfArgumentParser:
     )
 
 
+@at_command_line
 def parse_arguments(
     argv: Sequence[str],
 ) -> tuple[ModelArguments, DataArguments, SimCSETrainingArguments]:
@@ -58,6 +59,7 @@ def parse_arguments(
     return model_args, data_args, training_args
 
 
+@at_command_line
 def parse_for_another_machine(
     argv: Sequence[str],
 ) -> tuple[tuple[ModelArguments, DataArguments, SimCSETrainingArguments], bool]:
@@ -92,6 +94,7 @@ def _all_tokens(argv: Sequence[str], parser: HfArgumentParser) -> list[str]:
     return tokens
 
 
+@at_command_line
 def take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
     """Take the configuration file, the first word or behind `--config`, out of a command line.
 
@@ -144,6 +147,7 @@ def find_config(name: str) -> Path:
     )
 
 
+@at_command_line
 def config_tokens(path: Path, parser: HfArgumentParser) -> list[str]:
     """Turn a YAML file into the command-line tokens that say the same.
 

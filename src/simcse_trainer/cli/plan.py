@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simcse_trainer.errors import InputError
+from simcse_trainer.errors import InputError, at_command_line
 
 if TYPE_CHECKING:
     from simcse_trainer.planning.plan import RunPlan
@@ -62,6 +62,7 @@ def plan(
         output.write_text(json.dumps(dataclasses.asdict(found), indent=2) + "\n", encoding="utf-8")
 
 
+@at_command_line
 def plan_words(
     words: Sequence[str],
     *,

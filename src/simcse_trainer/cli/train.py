@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from simcse_trainer.cli.help import asked_for_help, training_help
-from simcse_trainer.errors import InputError
+from simcse_trainer.errors import InputError, at_command_line
 from simcse_trainer.model.progress import announce, is_watched
 
 EXAMPLE = "simcse-trainer train configs/unsup_bert_base.yaml --learning_rate 1e-5"
@@ -25,6 +25,7 @@ def train(context: typer.Context) -> int:
     return main(context.args)
 
 
+@at_command_line
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, and train.
 

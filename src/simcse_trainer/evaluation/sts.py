@@ -21,7 +21,7 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.metrics import SpearmanCorrelation
 from simcse_trainer.evaluation.space import alignment, anisotropy, uniformity
 from simcse_trainer.evaluation.tasks import (
-    TRAINING_OPTIONS,
+    PARAMETERS,
     HubTask,
     OptionNames,
     find_task_file,
@@ -55,7 +55,7 @@ def load_sts_tasks(
     *,
     split: str,
     data_dir: str | None = None,
-    options: OptionNames = TRAINING_OPTIONS,
+    options: OptionNames = PARAMETERS,
 ) -> dict[str, Any]:
     """Load tasks by name.
 

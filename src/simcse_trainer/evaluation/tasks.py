@@ -68,6 +68,7 @@ class OptionNames:
     data_dir: str
 
 
+PARAMETERS = OptionNames("tasks", "split", "data_dir")
 TRAINING_OPTIONS = OptionNames("--eval_tasks", "--eval_split", "--sts_data_dir")
 EVALUATE_OPTIONS = OptionNames("--tasks", "--split", "--data_dir")
 

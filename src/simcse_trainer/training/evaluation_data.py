@@ -64,7 +64,7 @@ def check_metric(
         if args.eval_strategy != "no" or args.eval_on_start:
             raise InputError(
                 "eval_strategy or eval_on_start is set, but there is nothing to evaluate on. Pass "
-                "--eval_tasks (in Python eval_dataset), or --eval_strategy no."
+                "--eval_tasks, or --eval_strategy no."
             )
         return
     metric = str(args.metric_for_best_model).removeprefix("eval_")

@@ -20,7 +20,7 @@ from transformers import TrainerCallback, set_seed
 from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETrainingArguments
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.data.retrieval import RetrievalData
-from simcse_trainer.errors import CollectedErrors, InputError
+from simcse_trainer.errors import CollectedErrors, InputError, at_command_line
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS, get_task_name
 from simcse_trainer.evaluation.suite import encode_once, load_training_tasks, score_tasks
 from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS, label_metric, split_retrieval_metric
@@ -43,6 +43,7 @@ from simcse_trainer.training.validation import check_options
 logger = logging.getLogger(__name__)
 
 
+@at_command_line
 def run_training(
     model_args: ModelArguments,
     data_args: DataArguments,

@@ -230,8 +230,7 @@ def check_model(model: SimCSEModel, args: SimCSETrainingArguments) -> None:
     frozen = sum(x.numel() for x in model.parameters()) - trained
     if not any(x.requires_grad for x in model.backbone.parameters()):
         raise InputError(
-            "The model's adapter is frozen. Load it with --use_lora true to go on training it "
-            "(in Python SimCSEModel.from_pretrained(..., lora=lora_config()))."
+            "The model's adapter is frozen. Load it with --use_lora true to go on training it."
         )
     logger.info(
         "LoRA: %s of %s parameters train (%.2f percent). Gradients and two moments of the others, "

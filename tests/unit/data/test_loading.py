@@ -87,7 +87,7 @@ class TestFiles:
         fails(
             lambda: load_training_data([name], columns=columns, streaming=streaming),
             "a.csv: column 'score' holds only numbers in the first 2 rows",
-            "--columns",
+            "columns",
         )
 
     def test_unknown_and_differing_columns(self, write, streaming):
@@ -96,7 +96,7 @@ class TestFiles:
         fails(
             lambda: load_training_data([first, second], streaming=streaming),
             "a.csv has the columns 'sent0', 'sent1', but b.csv has 'sent0', 'text'",
-            "--columns",
+            "columns",
         )
         common = load_training_data([first, second], columns=["sent0"], streaming=streaming)
         assert rows(common) == [("a",), ("a",)]
@@ -108,14 +108,14 @@ class TestFiles:
         fails(
             lambda: load_training_data([first], columns=["sent_0"], streaming=streaming),
             "a.csv: there is no column 'sent_0' (nearest: 'sent0')",
-            "--columns",
+            "columns",
         )
         unclear = write("c.csv", "text,sent_1\na,b\n")
         fails(
             lambda: load_training_data([unclear], streaming=streaming),
             "c.csv",
             "'sent_1' looks like 'sent1'",
-            "--columns text sent_1",
+            "columns text sent_1",
         )
 
     @pytest.mark.parametrize(
@@ -168,8 +168,7 @@ class TestFiles:
             lambda: list(load_training_data([name], streaming=streaming)),
             f"{name} row 3: ",
             f"{problem}",
-            "Every row needs 1 text; fix the row, "
-            f"or pass --drop_invalid_rows true to skip {count}.",
+            f"Every row needs 1 text; fix the row, or pass drop_invalid_rows=True to skip {count}.",
         )
         dataset = load_training_data([name], drop_invalid_rows=True, streaming=streaming)
         assert set(rows(dataset)) == {("ok",)}
@@ -205,7 +204,7 @@ def test_the_error_counts_the_whole_input_also_from_the_cache(write, monkeypatch
         fails(
             lambda: load_training_data(names),
             "a.csv row 3: column 'sent0' is empty. Every row needs 2 texts; fix the row, or pass "
-            "--drop_invalid_rows true to skip the 3 such rows.",
+            "drop_invalid_rows=True to skip the 3 such rows.",
         )
         # The second time nothing may be read.
         monkeypatch.setattr(loading, "_check_rows", None)
@@ -242,12 +241,12 @@ def test_streams_raise_at_the_turn_of_the_bad_row(write):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "Nothing to train on. Pass --train_file or --dataset_name"),
+        ({}, "Nothing to train on. Pass train_file or dataset_name"),
         ({"train_file": ["b.txt"], "dataset_name": "x"}, "b.txt could not be downloaded"),
-        ({"train_file": ["a.txt"], "nli_triplets": True, "streaming": True}, "--streaming false"),
+        ({"train_file": ["a.txt"], "nli_triplets": True, "streaming": True}, "streaming=False"),
         ({"train_file": ["missing.txt"]}, "missing.txt: no such file"),
         ({"train_file": ["."]}, "is a folder"),
-        ({"dataset_name": "a.txt"}, "--train_file a.txt"),
+        ({"dataset_name": "a.txt"}, "train_file a.txt"),
         ({"dataset_name": "nobody/has-this"}, "nobody/has-this: the data set could not be loaded"),
     ],
 )
@@ -332,8 +331,8 @@ class TestDataSetsByName:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({"dataset_split": "test"}, ['split "test"', "['train']", "--dataset_split"]),
-            ({"dataset_config_name": "en"}, ["'en'", "default", "--dataset_config_name"]),
+            ({"dataset_split": "test"}, ['split "test"', "['train']", "dataset_split"]),
+            ({"dataset_config_name": "en"}, ["'en'", "default", "dataset_config_name"]),
         ],
     )
     def test_unknown_split_and_config(self, options, words):
@@ -415,7 +414,7 @@ class TestPrepareDataset:
             (Dataset.from_dict({"a": [["x"]]}), "column 'a' holds "),
             (Dataset.from_dict({"a": []}, features=Features(a=Value("string"))), "has no rows"),
             (Dataset.from_dict({}), "no columns"),
-            (Dataset.from_dict({"a": ["x"], "b": ["y"]}), "--columns a b"),
+            (Dataset.from_dict({"a": ["x"], "b": ["y"]}), "columns a b"),
         ],
     )
     def test_unusable(self, data, words):

@@ -81,10 +81,10 @@ def test_columns_by_name_and_by_position():
         (
             ["premise", "hypotesis", "label"],
             None,
-            ["'hypothesis' (nearest: 'hypotesis')", "--columns"],
+            ["'hypothesis' (nearest: 'hypotesis')", "columns"],
         ),
-        (["a", "b", "c"], ["a", "b"], ["--columns a b", "premise, hypothesis, label"]),
-        (["a", "b", "c"], ["a", "b", "b"], ["--columns a b b"]),
+        (["a", "b", "c"], ["a", "b"], ["columns a b", "premise, hypothesis, label"]),
+        (["a", "b", "c"], ["a", "b", "b"], ["columns a b b"]),
         (["a", "b", "c"], ["a", "b", "d"], ["no column 'd'", "'a', 'b', 'c'"]),
     ],
 )

@@ -45,17 +45,17 @@ def test_roles(names, columns, expected):
 @pytest.mark.parametrize(
     ("names", "columns", "words"),
     [
-        (["premise", "the text"], None, ["'premise', 'the text'", "--columns premise 'the text'"]),
-        (["sent_0", "sent_1"], None, ["'sent_0' looks like 'sent0'", "--columns sent_0 sent_1"]),
+        (["premise", "the text"], None, ["'premise', 'the text'", "columns premise 'the text'"]),
+        (["sent_0", "sent_1"], None, ["'sent_0' looks like 'sent0'", "columns sent_0 sent_1"]),
         (["Sent0", "id"], None, ["'Sent0' looks like 'sent0'"]),
         (["hard-neg", "id"], None, ["'hard-neg' looks like 'hard_neg'"]),
-        (["sent0", "hard_neg"], None, ["'hard_neg' needs", "'sent1'", "--columns sent0"]),
+        (["sent0", "hard_neg"], None, ["'hard_neg' needs", "'sent1'", "columns sent0"]),
         (
             ["sentence1", "b"],
             ["sentence"],
             ["'sentence'", "nearest: 'sentence1'", "found 'sentence1'"],
         ),
-        (["a", "b"], ["a", "a"], ["--columns a a", "twice"]),
+        (["a", "b"], ["a", "a"], ["columns a a", "twice"]),
         (["a\nb", "c"], None, [r"'a\nb', 'c'"]),
         ([], None, ["no columns"]),
     ],

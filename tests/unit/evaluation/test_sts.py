@@ -64,8 +64,8 @@ def test_tasks_from_a_folder_and_from_a_file(tmp_path):
     [
         ("stsb", "validation", True, r"validation\.csv is not there.*found stsb/test\.csv"),
         ("nonsense", "test", False, r"'nonsense' is no known task; expected one of sts12"),
-        ("sickr", "validation", False, r"no split 'validation', only test.*--eval_split test"),
-        ("stsb", "test", False, r"could not be loaded from the Hub.*--sts_data_dir"),
+        ("sickr", "validation", False, r"no split 'validation', only test.*split test"),
+        ("stsb", "test", False, r"could not be loaded from the Hub.*data_dir"),
     ],
 )
 def test_errors_say_what_to_do(task, split, data_dir, message, tmp_path):

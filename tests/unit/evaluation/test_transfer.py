@@ -146,13 +146,13 @@ def test_a_row_without_label_is_named(tmp_path):
     write(tmp_path, "mr", "train", [("good", "1"), ("bad", "")])
     fails(lambda: load("mr", tmp_path), "train.csv row 3: column 'label' is empty")
     write(tmp_path, "sst2", "train", [("good", "1")])
-    fails(lambda: load("sst2", tmp_path), "sst2/validation.csv is not there", "--data_dir")
+    fails(lambda: load("sst2", tmp_path), "sst2/validation.csv is not there", "data_dir")
     write(tmp_path, "cr", "train", [("good", "1")], ("sentence", "label"))
     fails(lambda: load("cr", tmp_path), "no column 'text'", "'sentence'")
     fails(
         lambda: load_transfer_task("mr", data_dir=None, options=EVALUATE_OPTIONS),
         "mr could not be loaded from the Hub",
-        "--tasks with a file of text, label",
+        "tasks with a file of text, label",
     )
 
 

@@ -149,9 +149,7 @@ def test_an_adapter_is_small_and_saved_byte_by_byte(tmp_path):
 def test_layers_that_are_not_there_are_refused(tmp_path):
     source = save_tiny(tmp_path)
     lora = lora_config(target_modules=["nonsense"])
-    fails(
-        lambda: SimCSEModel.from_pretrained(source, lora=lora), "nonsense", "--lora_target_modules"
-    )
+    fails(lambda: SimCSEModel.from_pretrained(source, lora=lora), "nonsense", "lora_target_modules")
 
 
 class TestBase:
@@ -273,7 +271,7 @@ class TestBase:
         message = fails(
             lambda: SimCSEModel.from_pretrained(folder, projection_head="pooler"), "pooling layer"
         )
-        assert str(message).endswith("Pass --projection_head none.")
+        assert str(message).endswith("Pass projection_head='none'.")
 
     def test_word_embeddings_in_an_adapters_file_are_saved_again(self, tmp_path, sentences):
         expected = self.embed(self.save_with_peft(tmp_path, save_embedding_layers=True), sentences)

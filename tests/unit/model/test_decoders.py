@@ -142,5 +142,5 @@ def test_a_family_without_attention_dropout_is_refused(tmp_path):
         lambda: SimCSEModel.from_pretrained(tmp_path, attention_dropout=0.1),
         "attention_dropout",
         "mamba",
-        "--use_lora",
+        "Use lora",
     )

@@ -34,7 +34,7 @@ def test_head_holds_no_backbone():
 
 
 def test_a_family_without_one_is_refused():
-    with pytest.raises(InputError, match=r"t5 has none.*--mlm_weight 0"):
+    with pytest.raises(InputError, match=r"t5 has none.*mlm_weight=0"):
         build_mlm_head(T5Config())
 
 
@@ -133,5 +133,5 @@ def test_a_checkpoint_gives_its_output_layer_or_is_refused(tmp_path):
     head = NextTokenHead.from_pretrained(str(tmp_path / "complete"), config)
     (weight,) = head.parameters()
     torch.testing.assert_close(weight.double(), complete.get_output_embeddings().weight)
-    with pytest.raises(InputError, match=r"bare' has none\. Set --mlm_weight 0"):
+    with pytest.raises(InputError, match=r"bare' has none\. Set mlm_weight=0"):
         NextTokenHead.from_pretrained(str(tmp_path / "bare"), config)

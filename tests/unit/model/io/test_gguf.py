@@ -289,7 +289,7 @@ def test_the_name_on_the_hub_is_not_taken_for_other_weights(packaged, tmp_path, 
         SimCSEModel.from_pretrained(tmp_path / "adapter")
     assert not asked
     other = save_tiny(tmp_path / "other", "qwen3", num_hidden_layers=2)
-    with pytest.raises(InputError, match=f"or, if it was .* --base_model {packaged}"):
+    with pytest.raises(InputError, match=f"or, if it was .* base_model {packaged}"):
         SimCSEModel.from_pretrained(tmp_path / "adapter", base_model=other)
 
 
