@@ -21,7 +21,7 @@ from simcse_trainer.arguments import DataArguments, ModelArguments, SimCSETraini
 from simcse_trainer.cli.spellings import refuse_option
 from simcse_trainer.errors import InputError, at_command_line
 
-USAGE = "train_simcse.py [CONFIG.yaml or RECIPE] [--option value ...]"
+USAGE = "train_simcse.py [CONFIG.yaml] [--option value ...]"
 
 
 class _Parser(HfArgumentParser):
