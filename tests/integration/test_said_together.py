@@ -30,8 +30,8 @@ def test_everything_wrong_is_one_line(run, capsys):
     for words in (
         "4 things to correct: (1) label_smoothing_factor is 0.1",
         "use_liger_kernel is True",
-        "(2) metric_for_best_model is 'stsb'; the evaluation gives pairs_spearman, avg_sts",
-        "(3) pairs.csv row 2: column 'score' is 'high'",
+        "(2) pairs.csv row 2: column 'score' is 'high'",
+        "(3) metric_for_best_model is 'stsb'; the evaluation gives pairs_spearman, avg_sts",
         "(4) triplets.csv is not UTF-8",
         "--encoding cp949",
     ):

@@ -154,16 +154,13 @@ def _fit_into_memory(options: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from simcse_trainer.cli.plan import plan_words
+    from simcse_trainer.planning.proposal import fit_into_memory
 
     gpu = _has_gpu()
     free = torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
     words = [word for name, value in options.items() for word in _words(name, value)]
     plan = plan_words([*words, *([] if gpu else ["--use_cpu=true"])], memory=int(free))
-    if plan.fits:
-        return {}
-    batch = int(options["per_device_train_batch_size"])
-    chunk = next((one.chunk for one in plan.choices if one.chunk), None)
-    return {"mini_batch_size": min(batch, chunk or 1), "activation_checkpointing": True}
+    return fit_into_memory(plan)
 
 
 def _words(name: str, value: Any) -> list[str]:

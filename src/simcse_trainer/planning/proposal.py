@@ -12,6 +12,7 @@ from simcse_trainer.data.profile import DataProfile, normalize
 from simcse_trainer.data.schema import find_numeric_column
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.io.resolve import is_at_hand
+from simcse_trainer.planning.plan import RunPlan, format_bytes
 
 # What the columns of pairs are called elsewhere, by role.
 _ANCHORS = ("anchor", "query", "question", "sentence1", "text1", "premise", "prompt")
@@ -245,3 +246,28 @@ def choose_settings(
         "warmup_steps": 0.1,
         "bf16": gpu,
     }
+
+
+def fit_into_memory(run: RunPlan) -> dict[str, Any]:
+    """Return the options that a run needs besides, to fit into the memory that it was planned for.
+
+    Args:
+        run: Planned with `memory`.
+
+    Raises:
+        InputError: Nothing that `plan` knows makes it fit.
+    """
+    if run.fits:
+        return {}
+    for choice in run.choices:
+        if choice.chunk:
+            words = choice.options.replace("--", "").split()
+            options: dict[str, Any] = dict.fromkeys(words[::2], True)
+            if choice.chunk < run.workload.texts:
+                options |= {"mini_batch_size": choice.chunk}
+            return options
+    least = min((choice.plan.peak for choice in run.choices), default=run.plan.peak)
+    raise InputError(
+        f"Training {run.name} needs at least {format_bytes(least)}, more than the "
+        f"{format_bytes(run.memory or 0)} that are free. Pass --model with a smaller backbone."
+    )

@@ -229,8 +229,7 @@ class SimCSETrainer(Trainer):
         self._memory_tracker.start()
         found = evaluate_tasks(self.encode, tasks)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
-        count = count_examples(tasks)
-        metrics |= speed_metrics(metric_key_prefix, start, num_samples=count)
+        metrics |= speed_metrics(metric_key_prefix, start, num_samples=count_examples(tasks))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics

@@ -1,11 +1,19 @@
 """What is proposed for data: columns, backbone, settings."""
 
+import dataclasses
+
 import pytest
 from helpers.checks import fails
 
 from simcse_trainer.data.profile import profile_data
 from simcse_trainer.planning import proposal
-from simcse_trainer.planning.proposal import choose_backbone, guess_columns, hold_out
+from simcse_trainer.planning.plan import Choice, Plan, RunPlan, Workload
+from simcse_trainer.planning.proposal import (
+    choose_backbone,
+    fit_into_memory,
+    guess_columns,
+    hold_out,
+)
 
 ENGLISH = [f"where is parcel number {i}" for i in range(30)]
 KOREAN = [f"택배 {i}번은 어디 있나요" for i in range(30)]
@@ -29,7 +37,7 @@ def test_columns_are_told_by_their_names_and_by_what_is_in_them():
     assert found == ["query", "pos", "neg"]
     assert guess(id=numbers, text=ENGLISH, kind=kinds) == ["text"]
     assert guess(id=numbers, title=ENGLISH, kind=kinds, body2=KOREAN) == ["title", "body2"]
-    fails(lambda: guess(id=numbers, number=numbers), "no column looks like texts", "--columns")
+    fails(lambda: guess(id=numbers, number=numbers), "no column looks like texts", "columns")
 
 
 @pytest.mark.parametrize(
@@ -56,5 +64,30 @@ def test_hard_negatives_are_held_out_as_pairs_that_do_not_belong_together():
     fails(
         lambda: hold_out({"sent0": ENGLISH[:3]}, share=0.2, seed=1),
         "3 different rows, too few",
-        "--eval_file",
+        "eval_file",
     )
+
+
+def plan_of(fits, *choices):
+    """A run of 2 x 64 texts."""
+    workload = Workload(views=2, batch=64, chunk=None, longest=8, tokens=8, gpu=False)
+    plan = Plan(*[2**30] * len(dataclasses.fields(Plan)))
+    chosen = [Choice(options, plan, chunk) for options, chunk in choices]
+    return RunPlan("base", plan, workload, True, memory=2**20, fits=fits, choices=chosen)
+
+
+def test_the_mildest_change_that_fits_is_chosen():
+    assert fit_into_memory(plan_of(True, ("", 128))) == {}
+    assert fit_into_memory(plan_of(False, ("", 24))) == {"mini_batch_size": 24}
+    checkpointing = ("--activation_checkpointing true", 128)
+    assert fit_into_memory(plan_of(False, ("", None), checkpointing)) == {
+        "activation_checkpointing": True
+    }
+    lora = ("--activation_checkpointing true --use_lora true", 8)
+    assert fit_into_memory(plan_of(False, ("", None), lora)) == {
+        "activation_checkpointing": True,
+        "use_lora": True,
+        "mini_batch_size": 8,
+    }
+    nothing = plan_of(False, ("", None))
+    fails(lambda: fit_into_memory(nothing), "base needs at least 1", "0.00 GiB", "model")

@@ -44,7 +44,8 @@ def test_retrieval_alone_and_beside_correlations():
         return {f"{task}{name}": x for task in ("faq_", "") for name in RETRIEVAL_METRICS}
 
     def show(before, after):
-        return format_summary(*[ModelEvaluation(s, {}, {}) for s in (before, after)], Path("o"), 7)
+        both = [ModelEvaluation(scores, {}, {}) for scores in (before, after)]
+        return format_summary(*both, Path("o"), 7, judge_run(*both, {}))
 
     alone = show(found(50.0), found(60.0))
     assert alone.startswith("Retrieval x 100   before    after   change\nfaq recall@1 ")
