@@ -90,4 +90,4 @@ def test_the_mildest_change_that_fits_is_chosen():
         "mini_batch_size": 8,
     }
     nothing = plan_of(False, ("", None))
-    fails(lambda: fit_into_memory(nothing), "base needs at least 1", "0.00 GiB", "model")
+    fails(lambda: fit_into_memory(nothing), "base needs at least 1.00 GiB", "Pass model")
