@@ -145,6 +145,15 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets-cache")
 
 
+@pytest.fixture
+def command_line() -> Iterator[None]:
+    """Errors name the options of the command line, as they do there."""
+    from simcse_trainer.errors import at_command_line
+
+    with at_command_line:
+        yield
+
+
 @pytest.fixture(scope="session")
 def minilm() -> str:
     """Name of the real all-MiniLM-L6-v2, which comes as a Python package."""

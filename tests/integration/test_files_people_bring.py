@@ -24,6 +24,9 @@ from simcse_trainer import SimCSETrainer
 from simcse_trainer.cli.config import parse_arguments
 from simcse_trainer.training.run import _load_train_dataset
 
+# Advice is followed as it is said at the command line.
+pytestmark = pytest.mark.usefixtures("command_line")
+
 ENGLISH = [(f"where is my order {w}", f"it comes on {w}, I think; or later") for w in
            ("monday", "tuesday", "sunday", "friday", "time", "foot", "plan", "paper")]  # fmt: skip
 KOREAN = [(f"{w} 언제 오나요", f"{w}, 곧 도착합니다; 기다려 주세요") for w in

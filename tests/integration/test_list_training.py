@@ -141,7 +141,7 @@ def test_one_positive_and_one_negative_are_a_triplet(tmp_path):
 
 def test_what_lists_do_not_go_with_and_settings_without_effect(tmp_path, caplog):
     fails(lambda: build(tmp_path, mask_duplicate_negatives=False), "mask_duplicate", "Leave it out")
-    fails(lambda: build(tmp_path, augmentation="crop"), "crop", "--columns")
+    fails(lambda: build(tmp_path, augmentation="crop"), "crop", "columns")
     fails(lambda: build_args(tmp_path, num_hard_negatives=-1), "num_hard_negatives is -1")
     caplog.set_level(logging.WARNING)
     build(tmp_path, TRIPLETS, num_hard_negatives=3)

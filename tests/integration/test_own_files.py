@@ -201,7 +201,7 @@ def test_a_file_of_somebody_else_that_the_run_would_replace_refuses_it(name, tmp
     said = refusal(lambda: (trainer.train(), trainer.save_model()))
     assert (tmp_path / name).read_bytes() == b"mine"
     assert name in said
-    assert "--overwrite_output_dir" in said
+    assert "overwrite_output_dir=True" in said
     assert trainer.state.global_step == 0, "before training"
 
 

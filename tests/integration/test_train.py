@@ -21,7 +21,8 @@ def test_a_run_ends_with_scores_neighbours_and_a_folder(run, capsys, tmp_path):
     table = next(line for line in out.splitlines() if line.startswith("pairs"))
     assert len(table.split()) == 4
     assert "a man sleeps" in out
-    assert out.count("before") == 2
+    assert "before    after   change\n" in out
+    assert "\n    before  " in out
     assert "The model after 4 steps is in out" in out
     for loader in ("SimCSEModel", "SentenceTransformer", "AutoModel"):
         assert f"{loader}.from_pretrained('out')" in out or f"{loader}('out')" in out

@@ -43,7 +43,7 @@ _ELSEWHERE = {
     "dataset_file_path custom_train_dataset",
     "dataset_name": "dataset dataset_id hub_dataset",
     "dataset_config_name": "dataset_config subset dataset_subset",
-    "columns": "column column_names text_column text_columns text_column_name",
+    "columns": "column text_column text_columns text_column_name",
     "preprocessing_num_workers": "num_proc dataset_num_proc",
     "eval_tasks": "tasks task eval_task task_set eval_file eval_files eval_data eval_dataset "
     "eval_path dev_file dev_data validation_file valid_file test_file",
@@ -151,7 +151,6 @@ _WITHOUT = {
     "use_fast_tokenizer": "leave it out, the fast tokenizer is used where there is one",
     "tokenizer_name": "put the tokenizer into the model's folder",
     "config_name": "put config.json into the model's folder",
-    "num_hard_negatives": "pass so many columns of them with {columns}",
     "train_group_size": "pass so many columns of hard negatives with {columns}",
     "loss": "leave it out, the loss is InfoNCE",
     "do_lower_case": "leave it out, the tokenizer knows",

@@ -89,10 +89,12 @@ def _run(
         checkpoint = find_resume_checkpoint(args.resume_from_checkpoint, folder, hub=args)
         _check_output_dir(args, folder, checkpoint)
     with problems:
+        check_options(args)
+    with problems:
         # The final model gets its last scores and its card before it is pushed, below.
         hub = HubCheckpointCallback(args, pushes_final_model=False) if args.push_to_hub else None
-    with problems:
-        check_options(args)
+    if args.push_to_hub and hub is None:
+        problems.raise_all()  # data may take long to read
     tasks, train_dataset = _read_data(data_args, args, problems)
     problems.raise_all()
     set_seed(args.seed)

@@ -11,6 +11,9 @@ from simcse_trainer.data.lines import FileOptions
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.data.readers import column_names, read_rows
 
+# Advice is followed as it is said at the command line.
+pytestmark = pytest.mark.usefixtures("command_line")
+
 
 @pytest.mark.parametrize(
     ("name", "said"),

@@ -12,6 +12,9 @@ from simcse_trainer.data.lines import FileOptions, find_wide_encoding, guess_enc
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.data.pairs import load_texts
 
+# Advice is followed as it is said at the command line.
+pytestmark = pytest.mark.usefixtures("command_line")
+
 KOREAN = ["배송은 언제 오나요", "주문을 취소합니다", "환불은 며칠 걸리나요", "가격을 알려 주세요"]
 TEXTS = {
     "cp949": KOREAN,

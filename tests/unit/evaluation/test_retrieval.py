@@ -215,7 +215,7 @@ def test_columns_of_pairs(header, columns, expected, tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text(f"{header}\n{','.join('123'[: header.count(',') + 1])}\n")
     assert list(read_pairs(path, columns)) == [expected]
-    fails(lambda: list(read_pairs(path, ["nothing", "here"])), "no column 'nothing'", "--columns")
+    fails(lambda: list(read_pairs(path, ["nothing", "here"])), "no column 'nothing'", "columns")
 
 
 def test_a_split_by_either_name_and_compressed_files(tmp_path):
@@ -226,7 +226,7 @@ def test_a_split_by_either_name_and_compressed_files(tmp_path):
     assert load_beir(tmp_path, "validation").queries == ["q"]
     fails(
         lambda: load_beir(tmp_path, "test", split_option="--eval_split"),
-        "test.tsv is not there; found dev. Pass --eval_split dev.",
+        "test.tsv is not there; found dev. Pass eval_split dev.",
     )
 
 
