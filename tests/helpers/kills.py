@@ -1,10 +1,10 @@
 """Runs a short training in children that are killed, and resumes it until it is done.
 
-    python kills.py FOLDER SIGNAL COUNT
+    python kills.py FOLDER SIGNAL COUNT [SIGNAL COUNT ...]
 
-A process of its own, because it forks: children start where the imports are done. Prints one line
-of JSON: how many children were killed, how many while a checkpoint was being written, how many
-runs came to their end, and how many of them with the uninterrupted run's weights.
+A process of its own, because it forks: children start where the imports are done. Prints a line of
+JSON for each signal: how many children were killed, how many while a checkpoint was being written,
+how many runs came to their end, and how many of them with the uninterrupted run's weights.
 """
 
 from __future__ import annotations
@@ -61,16 +61,21 @@ def live(folder: Path) -> int:
     return child
 
 
-def main(root: Path, how: signal.Signals, count: int) -> None:
-    random.seed(count)
+def main(root: Path, *words: str) -> None:
     started = time.monotonic()
     assert os.waitpid(live(root / "whole"), 0)[1] == 0
     duration = time.monotonic() - started
+    for how, count in zip(words[::2], words[1::2], strict=True):
+        kill(root, signal.Signals[how], int(count), duration)
+
+
+def kill(root: Path, how: signal.Signals, count: int, duration: float) -> None:
+    random.seed(count)
     expected = load_file(root / "whole/model.safetensors")
     tally = {"killed": 0, "while saving": 0, "finished": 0, "identical": 0}
     run = 0
     while tally["killed"] < count or tally["finished"] == 0:
-        folder = root / f"run{run}"
+        folder = root / f"{how.name}{run}"
         child = live(folder)
         if tally["killed"] < count:
             time.sleep(random.uniform(0.1, 0.6) * duration)
@@ -94,4 +99,4 @@ def main(root: Path, how: signal.Signals, count: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), signal.Signals[sys.argv[2]], int(sys.argv[3]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

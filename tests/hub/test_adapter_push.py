@@ -57,6 +57,7 @@ def test_adapters_while_training_and_the_merged_model_at_the_end(hub: LoopbackHu
         torch.testing.assert_close(found, local, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_another_machine_goes_on_from_the_pushed_adapter(hub: LoopbackHub, tmp_path):
     source = save_tiny(tmp_path / "base", "qwen3")
     complete = build_trainer(tmp_path / "whole", source, push_to_hub=False)

@@ -85,7 +85,7 @@ def test_a_file_that_is_not_in_an_offline_cache_is_not_taken_for_absent(name, pu
     answer, advised = read_by({}, said, **OFFLINE)
     assert answer[0] == "refused", f"read by {answer}"
     assert name in answer[1]
-    assert "--pooling_mode" in answer[1]
+    assert "pooling_mode and projection_head both" in answer[1]
     assert advised == ["mean", False], "the advice works"
 
 

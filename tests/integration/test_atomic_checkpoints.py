@@ -19,28 +19,28 @@ from simcse_trainer.model.io.checkpoints import find_checkpoint, validate_checkp
 
 
 @pytest.mark.parametrize(
-    ("how", "count"),
+    "kills",
     [
-        ("SIGKILL", 2),
-        ("SIGTERM", 1),
-        pytest.param("SIGKILL", 25, marks=pytest.mark.slow),
-        pytest.param("SIGTERM", 10, marks=pytest.mark.slow),
+        {"SIGKILL": 2, "SIGTERM": 1},
+        pytest.param({"SIGKILL": 25, "SIGTERM": 10}, marks=pytest.mark.slow),
     ],
+    ids=["some", "many"],
 )
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(how, count, tmp_path):
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(kills, tmp_path):
     script = ROOT / "tests/helpers/kills.py"
+    words = [str(word) for kill in kills.items() for word in kill]
     run = subprocess.run(
-        [sys.executable, script, tmp_path, how, str(count)],
+        [sys.executable, script, tmp_path, *words],
         capture_output=True,
         text=True,
         check=False,
         timeout=240,
     )
     assert run.returncode == 0, run.stderr
-    tally = json.loads(run.stdout.splitlines()[-1])
-    print(how, tally)
-    assert tally["killed"] == count
-    assert tally["finished"] == tally["identical"] >= 1
+    tallies = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    print(kills, tallies)
+    assert [tally["killed"] for tally in tallies] == list(kills.values())
+    assert all(tally["finished"] == tally["identical"] >= 1 for tally in tallies)
 
 
 @pytest.fixture
