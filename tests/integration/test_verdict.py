@@ -26,7 +26,7 @@ def train(tmp_path, capsys):
     rng = random.Random(0)
     rows = [(sentence(i % 4, rng), sentence(i % 4, rng)) for i in range(200)]
 
-    def train(*words, rows=rows, evaluated=150, at_random=False):
+    def train(*words, rows=rows, evaluated=150, at_random=False, searched=()):
         pairs = []
         for i in range(evaluated):
             first, second = i % 4, (i + i // 4 % 2) % 4
@@ -34,6 +34,8 @@ def train(tmp_path, capsys):
             pairs.append((sentence(first, rng), sentence(second, rng), score))
         data = write(tmp_path / "train.csv", ("sent0", "sent1"), rows)
         eval_file = write(tmp_path / "eval.csv", ("sentence1", "sentence2", "score"), pairs)
+        if searched:
+            eval_file = write(tmp_path / "faq.csv", ("query", "passage"), searched)
         out = tmp_path / "out"
         options = {
             "model_name_or_path": save_tiny(tmp_path / "model"),
@@ -87,3 +89,12 @@ def test_a_gain_within_noise(train):
     # People who rate at random: no model gets better at that.
     line = assert_said(*train(evaluated=24, at_random=True), "Not enough data to tell")
     assert "Evaluate on more pairs" in line
+
+
+def test_retrieval_that_training_cannot_help(train):
+    # Answers drawn at random: no model finds them better than another.
+    rng = random.Random(2)
+    pairs = [(sentence(i % 4, rng), sentence(rng.randrange(4), rng)) for i in range(40)]
+    line = assert_said(*train(searched=pairs), "Not enough data to tell")
+    assert "over 40 queries)" in line
+    assert "Evaluate on more queries" in line

@@ -45,17 +45,35 @@ def evaluate_retrieval(
         `<task>_recall_at_1`, `<task>_ndcg_at_10` and so on, by the names of `RETRIEVAL_METRICS`,
         and under each name alone the mean over the tasks.
     """
+    return score_retrieval(encode_queries, encode_passages, tasks)[0]
+
+
+def score_retrieval(
+    encode_queries: Encoder, encode_passages: Encoder, tasks: Mapping[str, RetrievalData]
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Evaluate as `evaluate_retrieval` does, and keep the nDCG@10 of each query.
+
+    Args:
+        encode_queries: See `evaluate_retrieval`, as for the others.
+        encode_passages: Passages to embeddings [n, D].
+        tasks: Name -> queries and passages.
+
+    Returns:
+        What `evaluate_retrieval` returns, and task -> nDCG@10 of each query, from 0 to 1.
+    """
     results: dict[str, float] = {}
+    gains: dict[str, list[float]] = {}
     for name, task in tasks.items():
         queries = normalize(encode_queries(task.queries), dim=-1)
         _, found = find_nearest(queries, _encode_blocks(encode_passages, task), DEPTH)
-        metrics = score_rankings(found.tolist(), task.relevant)
-        results |= {f"{name}_{metric}": value for metric, value in metrics.items()}
+        scored = score_queries(found.tolist(), task.relevant)
+        gains[name] = scored["ndcg_at_10"]
+        results |= {f"{name}_{metric}": _mean(values) for metric, values in scored.items()}
     means = {
         metric: sum(results[f"{name}_{metric}"] for name in tasks) / len(tasks)
         for metric in RETRIEVAL_METRICS
     }
-    return results | means
+    return results | means, gains
 
 
 def score_rankings(
@@ -71,15 +89,35 @@ def score_rankings(
     Returns:
         Metric of `RETRIEVAL_METRICS` -> mean over the queries, times 100.
     """
-    totals = dict.fromkeys(RETRIEVAL_METRICS, 0.0)
+    scored = score_queries(rankings, relevant)
+    return {metric: _mean(values) for metric, values in scored.items()}
+
+
+def score_queries(
+    rankings: Sequence[Sequence[int]], relevant: Sequence[frozenset[int]]
+) -> dict[str, list[float]]:
+    """Score what was found for each query.
+
+    Args:
+        rankings: See `score_rankings`, as for `relevant`.
+        relevant: For each query the numbers of its relevant passages, at least one.
+
+    Returns:
+        Metric of `RETRIEVAL_METRICS` -> value of each query, from 0 to 1.
+    """
+    scored: dict[str, list[float]] = {metric: [] for metric in RETRIEVAL_METRICS}
     for ranking, wanted in zip(rankings, relevant, strict=True):
         hits = [rank for rank, number in enumerate(ranking[:DEPTH]) if number in wanted]
         for cut in _RECALLS:
-            totals[f"recall_at_{cut}"] += sum(rank < cut for rank in hits) / len(wanted)
-        totals["mrr_at_10"] += 1 / (hits[0] + 1) if hits else 0.0
+            scored[f"recall_at_{cut}"].append(sum(rank < cut for rank in hits) / len(wanted))
+        scored["mrr_at_10"].append(1 / (hits[0] + 1) if hits else 0.0)
         best = sum(_DISCOUNTS[: len(wanted)])
-        totals["ndcg_at_10"] += sum(_DISCOUNTS[rank] for rank in hits) / best
-    return {metric: 100 * total / len(relevant) for metric, total in totals.items()}
+        scored["ndcg_at_10"].append(sum(_DISCOUNTS[rank] for rank in hits) / best)
+    return scored
+
+
+def _mean(values: Sequence[float]) -> float:
+    return 100 * sum(values) / len(values)
 
 
 def find_nearest(

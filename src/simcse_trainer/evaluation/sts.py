@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +104,17 @@ def get_task_name(task: str) -> str:
 
 @dataclass(frozen=True)
 class PairScores:
-    """What a model makes of scored pairs.
+    """What a model makes of scored pairs, and of queries where there are some.
 
     Attributes:
-        metrics: As `evaluate_sts` gives them.
+        metrics: As `evaluate_sts` and `evaluate_retrieval` give them.
         cosines: Task -> cosine of each pair.
+        gains: Task of retrieval -> nDCG@10 of each query, from 0 to 1.
     """
 
     metrics: dict[str, float]
     cosines: dict[str, list[float]]
+    gains: dict[str, list[float]] = field(default_factory=dict)
 
 
 def evaluate_sts(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:

@@ -22,7 +22,7 @@ from simcse_trainer.data.retrieval import (
 from simcse_trainer.data.schema import require_known
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.published import STS_TASKS
-from simcse_trainer.evaluation.retrieval import evaluate_retrieval
+from simcse_trainer.evaluation.retrieval import score_retrieval
 from simcse_trainer.evaluation.space import fit_whitening
 from simcse_trainer.evaluation.sts import (
     TASKS,
@@ -289,7 +289,7 @@ def evaluate_tasks(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float
 
 
 def score_tasks(encode: Encoder, tasks: Mapping[str, Any]) -> PairScores:
-    """Evaluate as `evaluate_tasks` does, and keep the cosines of scored pairs.
+    """Evaluate as `evaluate_tasks` does, and keep what there is of each pair and query.
 
     Args:
         encode: Texts to embeddings [n, D].
@@ -299,7 +299,9 @@ def score_tasks(encode: Encoder, tasks: Mapping[str, Any]) -> PairScores:
     scored = {name: data for name, data in tasks.items() if name not in searched}
     found = score_pairs(encode, scored) if scored else PairScores({}, {})
     if searched:
-        found.metrics.update(evaluate_retrieval(encode, encode, searched))
+        metrics, gains = score_retrieval(encode, encode, searched)
+        found.metrics.update(metrics)
+        found.gains.update(gains)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# Of many pairs fewer resamples, in about a second: their interval is narrow anyway.
+# Of many pairs or queries fewer resamples, in about a second: their interval is narrow anyway.
 RESAMPLES, _FEWEST = 1_000, 200
 _ALL_ELEMENTS = 2_000_000
 # Numbers in memory at once.
@@ -23,7 +23,8 @@ _NO_CHANGE = 0.5
 _COLLAPSED = 0.99
 # The log has four digits.
 _NO_LOSS = 5e-5
-_MOST_PAIRS = 20_000
+# More pairs or queries nobody collects for an evaluation.
+_MOST_EXAMPLES = 20_000
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,24 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Interval:
-    """Where the change of the score would be for other pairs like these.
+    """Where the change of the score would be for other pairs or queries like these.
 
     Attributes:
         low: The lower end of the 95 percent interval, in points.
         high: The upper end.
-        pairs: Number of evaluation pairs.
+        count: Number of evaluation pairs, or of queries.
+        unit: "pairs" or "queries".
     """
 
     low: float
     high: float
-    pairs: int
+    count: int
+    unit: str = "pairs"
 
     def __str__(self) -> str:
         """Return it as it stands behind a change."""
-        return f"95 % interval {self.low:+.2f} to {self.high:+.2f} over {self.pairs:,} pairs"
+        ends = f"{self.low:+.2f} to {self.high:+.2f}"
+        return f"95 % interval {ends} over {self.count:,} {self.unit}"
 
 
 def judge(
@@ -78,7 +82,7 @@ def judge(
         before: From `evaluate_tasks`: `avg_sts` or else `ndcg_at_10`, `anisotropy` and others;
             empty where not measured.
         after: The same of the trained model.
-        interval: Of the change, from `bootstrap_change`.
+        interval: Of the change, from `bootstrap_change` or `bootstrap_gains`.
         losses: Those of the log, from the first step on.
         subject: What made the difference; "training", or of two models "difference".
 
@@ -122,8 +126,8 @@ def _judge_change(change: float, interval: Interval | None, *, trained: bool) ->
     if interval is not None and interval.low <= 0 <= interval.high:
         small = max(-interval.low, interval.high) < _NO_CHANGE
         if not small:
-            more = _pairs_to_tell(change, interval)
-            advice = f"Evaluate on more pairs{f', about {more:,}' if more else ''}"
+            more = _count_to_tell(change, interval)
+            advice = f"Evaluate on more {interval.unit}{f', about {more:,}' if more else ''}"
             advice += ", or train longer or on more data." if trained else "."
             text = f"Not enough data to tell: the score changed by {change:+.2f} points{where}."
             return Verdict("unclear", text, advice)
@@ -140,14 +144,14 @@ def _judge_change(change: float, interval: Interval | None, *, trained: bool) ->
     return Verdict("worse", f"Worse: the score fell by {-change:.2f} points{where}.", advice)
 
 
-def _pairs_to_tell(change: float, interval: Interval) -> int:
-    """Return how many pairs would tell such a change from none; 0: more than people rate."""
+def _count_to_tell(change: float, interval: Interval) -> int:
+    """Return how many would tell such a change from none; 0: more than people collect."""
     half = (interval.high - interval.low) / 2
-    if abs(change) * math.sqrt(_MOST_PAIRS / interval.pairs) < half:
+    if abs(change) * math.sqrt(_MOST_EXAMPLES / interval.count) < half:
         return 0
-    needed = interval.pairs * (half / change) ** 2
+    needed = interval.count * (half / change) ** 2
     digits: int = 10 ** max(0, int(math.log10(needed)) - 1)
-    return max(interval.pairs + 1, math.ceil(needed / digits) * digits)
+    return max(interval.count + 1, math.ceil(needed / digits) * digits)
 
 
 def bootstrap_change(
@@ -175,29 +179,76 @@ def bootstrap_change(
     """
     if not gold or any(before.keys() ^ gold.keys()) or any(after.keys() ^ gold.keys()):
         return None
-    pairs = sum(map(len, gold.values()))
-    resamples = resamples or max(_FEWEST, min(RESAMPLES, _ALL_ELEMENTS // pairs))
+
+    def correlate(task: str, weights: Floats) -> Floats:
+        ranks = rank_weighted(np.asarray(gold[task], dtype=float), weights)
+        old, new = (
+            correlate_weighted(rank_weighted(np.asarray(x[task]), weights), ranks, weights)
+            for x in (before, after)
+        )
+        return new - old
+
+    counts = {task: len(scores) for task, scores in gold.items()}
+    return _resample(correlate, counts, "pairs", resamples, seed)
+
+
+def bootstrap_gains(
+    before: Mapping[str, Sequence[float]],
+    after: Mapping[str, Sequence[float]],
+    *,
+    resamples: int | None = None,
+    seed: int = 0,
+) -> Interval | None:
+    """Find where the change of the mean nDCG@10 would be for other queries like these.
+
+    The bootstrap of `bootstrap_change`, with queries in the place of pairs; what there is to find
+    stays the same.
+
+    Args:
+        before: Task -> [n] nDCG@10 of the queries, from 0 to 1, by one model.
+        after: The same by the other.
+        resamples: How often queries are drawn; by default 1,000 times, of many less often.
+        seed: Of the draws: the same every time.
+
+    Returns:
+        The 95 percent interval in points, times 100 as scores are; None where it does not exist.
+    """
+    if not before or before.keys() ^ after.keys():
+        return None
+    changes = {task: np.subtract(after[task], before[task]) for task in before}
+
+    def average(task: str, weights: Floats) -> Floats:
+        found: Floats = weights @ changes[task] / len(changes[task])
+        return found
+
+    counts = {task: len(queries) for task, queries in changes.items()}
+    return _resample(average, counts, "queries", resamples, seed)
+
+
+def _resample(
+    measure: Callable[[str, Floats], Floats],
+    counts: Mapping[str, int],
+    unit: str,
+    resamples: int | None,
+    seed: int,
+) -> Interval | None:
+    """Return the interval of the mean over the tasks of what is measured with weights [R, n]."""
+    total = sum(counts.values())
+    resamples = resamples or max(_FEWEST, min(RESAMPLES, _ALL_ELEMENTS // total))
     random = np.random.default_rng(seed)
     changes = np.zeros(resamples)
-    for task, scores in gold.items():
-        count = len(scores)
+    for task, count in counts.items():
         chunk = max(1, _CHUNK_ELEMENTS // count)
-        found = []
-        for start in range(0, resamples, chunk):
-            size = min(chunk, resamples - start)
-            weights = draw_weights(random, size, count)
-            ranks = rank_weighted(np.asarray(scores, dtype=float), weights)
-            old, new = (
-                correlate_weighted(rank_weighted(np.asarray(x[task]), weights), ranks, weights)
-                for x in (before, after)
-            )
-            found.append(new - old)
-        changes += np.concatenate(found) / len(gold)
+        found = [
+            measure(task, draw_weights(random, min(chunk, resamples - start), count))
+            for start in range(0, resamples, chunk)
+        ]
+        changes += np.concatenate(found) / len(counts)
     changes = changes[np.isfinite(changes)]
     if len(changes) < resamples / 2:
         return None
     low, high = 100 * np.quantile(changes, (0.025, 0.975))
-    return Interval(float(low), float(high), pairs)
+    return Interval(float(low), float(high), total, unit)
 
 
 def draw_weights(random: np.random.Generator, resamples: int, count: int) -> Floats:

@@ -24,7 +24,7 @@ from simcse_trainer.errors import CollectedErrors, InputError, at_command_line
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS, get_task_name
 from simcse_trainer.evaluation.suite import encode_once, load_training_tasks, score_tasks
 from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS, label_metric, split_retrieval_metric
-from simcse_trainer.evaluation.verdict import Verdict, bootstrap_change, judge
+from simcse_trainer.evaluation.verdict import Verdict, bootstrap_change, bootstrap_gains, judge
 from simcse_trainer.files import CARD, RESULTS, STATE, TRAINING_ARGS, TRAINING_CURVE
 from simcse_trainer.hub.card_data import EvaluatedOn
 from simcse_trainer.hub.run_info import RunInfo, changed_options
@@ -325,12 +325,14 @@ class ModelEvaluation:
         neighbors: Query -> (cosine, sentence), nearest first.
         space: Alignment, uniformity and anisotropy from `evaluate_sts`.
         cosines: Task -> cosine of each pair.
+        gains: Task of retrieval -> nDCG@10 of each query, from 0 to 1.
     """
 
     scores: dict[str, float]
     neighbors: Neighbors
     space: dict[str, float] = field(default_factory=dict)
     cosines: dict[str, list[float]] = field(default_factory=dict)
+    gains: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -368,7 +370,7 @@ def evaluate_model(
             found[query] = [(float(row[i]), corpus[i]) for i in others[:neighbors]]
     scored = score_tasks(encode, tasks)
     space = {name: scored.metrics.pop(name) for name in SPACE_METRICS if name in scored.metrics}
-    return ModelEvaluation(scored.metrics, found, space, scored.cosines)
+    return ModelEvaluation(scored.metrics, found, space, scored.cosines, scored.gains)
 
 
 def judge_run(
@@ -390,7 +392,9 @@ def judge_run(
     return judge(
         before.metrics,
         after.metrics,
-        interval=bootstrap_change(before.cosines, after.cosines, gold),
+        interval=bootstrap_change(before.cosines, after.cosines, gold)
+        if gold
+        else bootstrap_gains(before.gains, after.gains),
         losses=[entry["loss"] for entry in log_history if "loss" in entry],
     )
 

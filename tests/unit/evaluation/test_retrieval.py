@@ -13,7 +13,13 @@ from helpers.tiny import tiny_backbone, tiny_tokenizer
 from simcse_trainer import SimCSEModel
 from simcse_trainer.data.retrieval import load_beir, pairs_to_retrieval, read_pairs
 from simcse_trainer.evaluation import retrieval
-from simcse_trainer.evaluation.retrieval import evaluate_retrieval, find_nearest, score_rankings
+from simcse_trainer.evaluation.retrieval import (
+    evaluate_retrieval,
+    find_nearest,
+    score_queries,
+    score_rankings,
+)
+from simcse_trainer.evaluation.suite import score_tasks
 from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS
 
 
@@ -153,6 +159,18 @@ def test_the_metrics_by_hand():
             "ndcg_at_10": 50 * (1 / log / (1 + 1 / log) + 1),
         }
     )
+
+
+def test_what_each_query_finds_is_kept_in_the_order_of_the_queries(models):
+    texts = random_texts(60, 5)
+    data = pairs_to_retrieval(zip(texts, texts[30:], strict=False), source="pairs")
+    scored = score_tasks(models[0].encode, {"x": data})
+    assert scored.metrics == evaluate_retrieval(models[0].encode, models[0].encode, {"x": data})
+    assert len(scored.gains["x"]) == len(data.queries) == 30
+    mean = 100 * sum(scored.gains["x"]) / 30
+    assert scored.metrics["x_ndcg_at_10"] == pytest.approx(mean, abs=1e-10)
+    found = score_queries([[3, 1], [0, 2]], [frozenset({3}), frozenset({1})])
+    assert found["ndcg_at_10"] == found["recall_at_1"] == [1.0, 0.0]
 
 
 def test_equal_texts_are_one_passage_also_in_the_corpus(tmp_path, caplog):

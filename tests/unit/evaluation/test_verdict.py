@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from simcse_trainer.evaluation import verdict
 from simcse_trainer.evaluation.verdict import (
     Interval,
     bootstrap_change,
+    bootstrap_gains,
     correlate_weighted,
     draw_weights,
     judge,
@@ -33,9 +35,9 @@ def scores(value, **space):
     ],
 )
 def test_by_the_scores_alone(before, after, kind, said):
-    verdict = judge(scores(before), scores(after))
-    assert verdict.kind == kind
-    assert str(verdict).startswith(said)
+    found = judge(scores(before), scores(after))
+    assert found.kind == kind
+    assert str(found).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -50,20 +52,28 @@ def test_by_the_scores_alone(before, after, kind, said):
     ],
 )
 def test_by_the_interval_of_the_change(change, interval, kind, said):
-    verdict = judge(scores(50.0), scores(50.0 + change), interval=Interval(*interval, 100))
-    assert verdict.kind == kind
-    assert said in str(verdict)
+    found = judge(scores(50.0), scores(50.0 + change), interval=Interval(*interval, 100))
+    assert found.kind == kind
+    assert said in str(found)
+
+
+def test_of_queries_more_are_asked_for():
+    low = {"ndcg_at_10": 50.0}
+    found = judge(low, {"ndcg_at_10": 52.0}, interval=Interval(-1.0, 5.0, 100, "queries"))
+    assert found.kind == "unclear"
+    assert "(95 % interval -1.00 to +5.00 over 100 queries)" in found.text
+    assert found.advice.startswith("Evaluate on more queries, about 230,")
 
 
 def test_a_collapse_is_said_before_any_score():
     for after in (float("nan"), 20.0, 50.2):
-        verdict = judge(scores(50.0, anisotropy=0.42), scores(after, anisotropy=0.998))
-        assert verdict.kind == "collapsed"
-        assert "(anisotropy 1.00, before 0.42)" in verdict.text
-        assert "--learning_rate" in verdict.advice
+        found = judge(scores(50.0, anisotropy=0.42), scores(after, anisotropy=0.998))
+        assert found.kind == "collapsed"
+        assert "(anisotropy 1.00, before 0.42)" in found.text
+        assert "--learning_rate" in found.advice
     # A backbone whose embeddings are a narrow cone can be read well.
-    verdict = judge(scores(50.0, anisotropy=0.999), scores(70.0, anisotropy=0.995))
-    assert verdict.kind == "better"
+    found = judge(scores(50.0, anisotropy=0.999), scores(70.0, anisotropy=0.995))
+    assert found.kind == "better"
 
 
 def test_a_loss_of_zero_from_the_first_step_on():
@@ -95,7 +105,7 @@ def test_the_interval_covers_the_change_and_pairs_are_paired():
     change = 100 * (spearmanr(after, gold).statistic - spearmanr(before, gold).statistic)
     found = bootstrap_change({"a": before}, {"a": after}, {"a": gold})
     assert 0 < found.low < change < found.high
-    assert found.pairs == 200
+    assert (found.count, found.unit) == (200, "pairs")
     assert found == bootstrap_change({"a": before}, {"a": after}, {"a": gold})
     # The same ranks on the same pairs differ by nothing, whatever is drawn.
     same = bootstrap_change({"a": before}, {"a": 3 * before}, {"a": gold})
@@ -118,6 +128,40 @@ def test_tasks_are_averaged_and_what_does_not_vary_has_no_interval():
     constant = {name: np.ones(50) for name in "ab"}
     assert bootstrap_change(before, constant, gold) is None
     assert bootstrap_change({}, after, gold) is None
+
+
+def test_the_interval_over_queries_is_a_plain_bootstraps():
+    before = {"a": RANDOM.uniform(size=40), "b": RANDOM.uniform(size=300)}
+    after = {task: np.clip(x + RANDOM.normal(0.1, 0.3, len(x)), 0, 1) for task, x in before.items()}
+    found = bootstrap_gains(before, after, resamples=500, seed=7)
+    # One query after the other, with the draws that the weights count.
+    random = np.random.default_rng(7)
+    changes = np.zeros(500)
+    for task, old in before.items():
+        for resample, drawn in enumerate(random.integers(len(old), size=(500, len(old)))):
+            changes[resample] += (after[task][drawn].mean() - old[drawn].mean()) / 2
+    expected = 100 * np.quantile(changes, (0.025, 0.975))
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-10)
+    assert (found.count, found.unit) == (340, "queries")
+    assert str(found).endswith(" over 340 queries")
+    assert found == bootstrap_gains(before, after, resamples=500, seed=7)
+    assert found != bootstrap_gains(before, after, resamples=500, seed=8)
+
+
+def test_many_queries_are_drawn_in_parts(monkeypatch):
+    before, after = {"a": RANDOM.uniform(size=100)}, {"a": RANDOM.uniform(size=100)}
+    whole = bootstrap_gains(before, after)
+    monkeypatch.setattr(verdict, "_CHUNK_ELEMENTS", 1_700)
+    found = bootstrap_gains(before, after)
+    assert (found.low, found.high) == pytest.approx((whole.low, whole.high), abs=1e-10)
+
+
+def test_queries_are_paired_and_have_to_be_the_same():
+    before = {"a": RANDOM.uniform(size=50)}
+    found = bootstrap_gains(before, {"a": before["a"] + 0.125})
+    assert (found.low, found.high) == pytest.approx((12.5, 12.5), abs=1e-10)
+    assert bootstrap_gains(before, {}) is None
+    assert bootstrap_gains({}, {}) is None
 
 
 def test_a_thousand_resamples_of_a_benchmark_take_about_a_second():

@@ -17,6 +17,23 @@ def test_the_verdict_stands_below_the_scores():
     assert "\nBetter: the score rose by 10.00 points.\n" in text
 
 
+def judge_gains(change, queries, **tasks):
+    """Judge a run by the nDCG@10 of queries, each of which is found or not."""
+    old = [float(i % 2) for i in range(queries)]
+    new = [min(1.0, x + (i % 4 < change)) for i, x in enumerate(old)]
+    before, after = (
+        ModelEvaluation({"ndcg_at_10": 100 * sum(x) / queries}, {}, {}, {}, {"faq": x})
+        for x in (old, new)
+    )
+    return judge_run(before, after, tasks)
+
+
+def test_retrieval_alone_has_an_interval_over_its_queries():
+    found = judge_gains(1, 200)
+    assert found.text.startswith("Better: the score rose by 25.00 points (95 % interval +1")
+    assert found.text.endswith(" over 200 queries).")
+
+
 def test_a_loss_of_zero_is_said_without_evaluation_data():
     nothing = ModelEvaluation({}, {})
     verdict = judge_run(nothing, nothing, {}, [{"loss": 0.0, "step": 1}, {"train_loss": 0.0}])
