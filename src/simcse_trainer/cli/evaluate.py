@@ -42,6 +42,17 @@ Tasks: TypeAlias = Annotated[
         rich_help_panel=TASKS,
     ),
 ]
+MtebTasks: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--mteb",
+        help="Tasks that the package mteb evaluates, as it calls them, such as STS12 or SciFact; "
+        "it takes their data from the Hub. Without --tasks and --data_dir nothing else is "
+        "evaluated.",
+        show_default=False,
+        rich_help_panel=TASKS,
+    ),
+]
 PoolingModes: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -65,6 +76,7 @@ def evaluate(
     data_dir: DataDir = None,
     columns: PairColumns = None,
     corpus: PairCorpus = None,
+    mteb: MtebTasks = None,
     output: Annotated[
         Path | None, typer.Option(help="Also write the results here, as JSON.")
     ] = None,
@@ -85,21 +97,25 @@ def evaluate(
     dtype: Dtype = None,
     attn_implementation: AttnImplementation = None,
 ) -> None:
-    """Print a model's scores: STS and transfer beside the paper's, retrieval, and the space."""
+    """Print a model's scores: STS and transfer beside the paper's, retrieval, space, MTEB."""
     from simcse_trainer.cli.models import find_place, loading_options
     from simcse_trainer.evaluation.encoders import evaluate_model, write_results
+    from simcse_trainer.evaluation.mteb_tasks import load_mteb_tasks
     from simcse_trainer.evaluation.published import format_tables
     from simcse_trainer.evaluation.suite import default_tasks, load_suite
 
     folder = None if data_dir is None else str(data_dir)
     announce("Reading the evaluation data")
+    asked = load_mteb_tasks(mteb) if mteb else {}
+    alone = mteb and folder is None
     suite = load_suite(
-        tasks or default_tasks(split, folder),
+        tasks or ([] if alone else default_tasks(split, folder)),
         split=split,
         data_dir=folder,
         columns=columns or (),
         corpus=corpus,
     )
+    suite.mteb.update(asked)
     announce(f"Loading {model}")
     rows = list(
         evaluate_model(
@@ -128,4 +144,6 @@ def _count(suite: Suite) -> str:
     said = [f"{count['all']} sentences, {count['different']} different"] if count["all"] else []
     for name, data in suite.retrieval.items():
         said.append(f"{name}: {len(data.queries)} queries, {data.passages} passages")
+    if suite.mteb:
+        said.append(f"MTEB: {', '.join(suite.mteb)}")
     return "; ".join(said)

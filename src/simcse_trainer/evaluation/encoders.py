@@ -22,6 +22,7 @@ from torch import Tensor
 
 from simcse_trainer.data.pairs import load_texts
 from simcse_trainer.errors import InputError
+from simcse_trainer.evaluation.mteb_tasks import describe_tasks, evaluate_mteb
 from simcse_trainer.evaluation.published import find_backbone
 from simcse_trainer.evaluation.retrieval import evaluate_retrieval
 from simcse_trainer.evaluation.sts import SPACE_METRICS, Encoder
@@ -153,7 +154,14 @@ def _device(name: str | None) -> torch.device:
     return check_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-_PACKAGES = ("simcse-trainer", "torch", "transformers", "scikit-learn", "sentence-transformers")
+_PACKAGES = (
+    "simcse-trainer",
+    "torch",
+    "transformers",
+    "scikit-learn",
+    "sentence-transformers",
+    "mteb",
+)
 
 
 @dataclass(frozen=True)
@@ -216,10 +224,11 @@ def evaluate_model(
     Raises:
         InputError: See `load_readings`, `load_texts` and `evaluate_transfer`.
     """
-    if suite.retrieval and (whitening or whitening_file is not None):
+    others = [*suite.retrieval, *suite.mteb]
+    if others and (whitening or whitening_file is not None):
         raise InputError(
             "Whitening is fitted on the texts of STS and transfer tasks; leave out --whitening and "
-            f"--whitening_file, or the tasks of retrieval: {', '.join(suite.retrieval)}."
+            f"--whitening_file, or the tasks of retrieval and of --mteb: {', '.join(others)}."
         )
     fit_on = [] if whitening_file is None else load_texts(whitening_file)
     texts = [text for task in suite.texts().values() for text in task] + fit_on
@@ -237,6 +246,8 @@ def evaluate_model(
             results = way(encode, suite)
             if suite.retrieval:
                 results |= evaluate_retrieval(reading.encode, reading.encode, suite.retrieval)
+            if suite.mteb:
+                results |= evaluate_mteb(reading.encode, suite.mteb)
             yield ResultRow(reading.pooling, whitened, length, seconds, results, backbone)
 
 
@@ -257,6 +268,7 @@ def write_results(
         "backbone": rows[0].backbone,
         "split": split,
         "examples": suite.counts(),
+        "mteb": describe_tasks(suite.mteb),
         "sentences": count_sentences(suite),
         "rows": [row.as_json() for row in rows],
         "versions": _versions(),

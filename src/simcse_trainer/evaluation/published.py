@@ -13,6 +13,7 @@ from typing import Any
 from rich.cells import cell_len, set_cell_size
 
 from simcse_trainer.evaluation import published
+from simcse_trainer.evaluation.mteb_tasks import PREFIX
 from simcse_trainer.evaluation.sts import SPACE_METRICS
 from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS, split_retrieval_metric
 
@@ -113,7 +114,7 @@ _TITLES = {"stsb": "STS-B", "sickr": "SICK-R", "korsts": "KorSTS"}
 
 
 def format_tables(rows: Mapping[str, Results], backbone: str | None) -> str:
-    """Format the tables of STS, transfer, retrieval and the space, each where there is data.
+    """Format the tables of STS, transfer, retrieval, the space and MTEB, each where there is data.
 
     Args:
         rows: Label -> what `evaluate_suite` found, of the same tasks.
@@ -138,6 +139,11 @@ def format_tables(rows: Mapping[str, Results], backbone: str | None) -> str:
     if space:
         cells = [(label, [found.get(name) for name in space]) for label, found in rows.items()]
         tables.append(_format(["Lower is better", *space], cells))
+    if asked := [name for name in next(iter(rows.values())) if name.startswith(PREFIX)]:
+        cells = [
+            (name.removeprefix(PREFIX), [found[name] for found in rows.values()]) for name in asked
+        ]
+        tables.append(_format(["MTEB, main score x 100", *rows], cells))
     return "\n\n".join(tables)
 
 

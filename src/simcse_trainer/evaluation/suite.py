@@ -52,11 +52,13 @@ class Suite:
         sts: Name -> data set of sentence1, sentence2, score.
         transfer: Name -> split -> data set of text or sentence1 and sentence2, and label.
         retrieval: Name -> queries and passages, which are read again for each evaluation.
+        mteb: Name -> task of mteb, from `load_mteb_tasks`.
     """
 
     sts: dict[str, Any] = field(default_factory=dict)
     transfer: dict[str, dict[str, Any]] = field(default_factory=dict)
     retrieval: dict[str, RetrievalData] = field(default_factory=dict)
+    mteb: dict[str, Any] = field(default_factory=dict)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Count examples by task and split; the split of an STS task is called `pairs`."""
@@ -72,7 +74,7 @@ class Suite:
         return scored | labelled | searched
 
     def texts(self) -> dict[str, list[str]]:
-        """Return the texts of each task but retrieval, as often as they occur."""
+        """Return the texts of each task but retrieval and mteb's, as often as they occur."""
         scored = {name: split_texts(data) for name, data in self.sts.items()}
         labelled = {
             name: [text for data in splits.values() for text in split_texts(data)]
