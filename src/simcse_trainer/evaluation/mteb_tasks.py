@@ -48,19 +48,19 @@ def load_mteb_tasks(names: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"--mteb: {name} is a task of {found}; expected one of text alone.")
         loaded[name] = task
     for name, task in loaded.items():
-        _load_data(name, task)
+        for part in getattr(task, "tasks", [task]):  # an aggregate has no data of its own
+            _load_data(name, part)
     return loaded
 
 
 def _load_data(name: str, task: Any) -> None:
     try:
-        for part in getattr(task, "tasks", [task]):
-            part.load_data()
+        task.load_data()
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(
             f"The data of the MTEB task {name} could not be loaded from the Hub "
-            f"({task.metadata.dataset['path']}): {reason} Check the network, or leave {name} out "
+            f"({task.metadata.dataset['path']}): {reason}. Check the network, or leave {name} out "
             "of --mteb."
         ) from error
 

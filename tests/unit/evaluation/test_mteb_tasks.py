@@ -49,6 +49,8 @@ def describe(name, kind, main_score, **others):
 def tasks(monkeypatch):
     """Tasks that mteb knows by name: of STS, of retrieval, of pictures, and without its data."""
     from mteb.abstasks import AbsTaskRetrieval, AbsTaskSTS
+    from mteb.abstasks.aggregate_task_metadata import AggregateTaskMetadata
+    from mteb.abstasks.aggregated_task import AbsTaskAggregate
     from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 
     class OurPairs(AbsTaskSTS):
@@ -80,8 +82,18 @@ def tasks(monkeypatch):
     class Absent(AbsTaskSTS):
         metadata = describe("Absent", "STS", "cosine_spearman")
 
+    class OurMean(AbsTaskAggregate):
+        metadata = AggregateTaskMetadata(
+            name="OurMean",
+            description="Both.",
+            tasks=[OurPairs(), OurAnswers()],
+            type="Retrieval",
+            eval_splits=["test"],
+            main_score="ndcg_at_10",
+        )
+
     known = sys.modules["mteb.get_tasks"]._TASKS_REGISTRY
-    for task in (OurPairs, OurAnswers, OurPictures, Absent):
+    for task in (OurPairs, OurAnswers, OurMean, OurPictures, Absent):
         monkeypatch.setitem(known, task.metadata.name, task)
 
 
@@ -107,6 +119,12 @@ def test_mteb_computes_what_we_compute_on_the_same_data(tasks, model):
         # mteb rounds the latter to five digits.
         assert found["mteb/OurPairs"] == pytest.approx(scored, abs=1e-6)
         assert found["mteb/OurAnswers"] == pytest.approx(searched, abs=5e-4)
+
+
+def test_an_aggregate_is_the_mean_of_its_tasks(tasks, model):
+    found = evaluate_mteb(model.encode, load_mteb_tasks(["OurPairs", "OurAnswers", "OurMean"]))
+    mean = (found["mteb/OurPairs"] + found["mteb/OurAnswers"]) / 2
+    assert found["mteb/OurMean"] == pytest.approx(mean, abs=5e-4)
 
 
 def run(*words):
