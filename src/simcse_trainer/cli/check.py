@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simcse_trainer.cli.models import BaseModel, Revision, TrustRemoteCode
+from simcse_trainer.cli.models import (
+    BaseModel,
+    ColumnNames,
+    Delimiter,
+    Encoding,
+    Revision,
+    TrustRemoteCode,
+    read_file_options,
+)
 from simcse_trainer.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,6 +47,9 @@ def check(
         list[str] | None,
         typer.Option(help="As training takes them: anchor, positive, hard negatives."),
     ] = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    column_names: ColumnNames = None,
     nli_triplets: Annotated[
         str, typer.Option("--nli_triplets", help="As training takes it.", metavar="true|false")
     ] = "false",
@@ -61,6 +72,7 @@ def check(
     from simcse_trainer.data.loading import load_training_data
     from simcse_trainer.data.profile import profile_data, take_columns
 
+    file_options = read_file_options(encoding, delimiter, column_names)
     options: dict[str, Any] = {"tokenized": None} if all_rows else {}
     if model is not None:
         from simcse_trainer.model.io.loading import load_tokenizer
@@ -76,6 +88,7 @@ def check(
     rows = load_training_data(
         data,
         columns=columns or None,
+        file_options=file_options,
         nli_triplets=triplets,
         drop_invalid_rows=drop_invalid_rows.lower() == "true",
         streaming=not triplets,

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from simcse_trainer.cli.models import ColumnNames, Delimiter, Encoding, read_file_options
 from simcse_trainer.errors import InputError
 
 if TYPE_CHECKING:
+    from simcse_trainer.data.lines import FileOptions
     from simcse_trainer.planning.proposal import Candidate
 
 EXAMPLE = "simcse-trainer init my_data.csv --output my.yaml"
@@ -46,6 +48,13 @@ def init(
         list[str] | None,
         typer.Option(help="As training takes them: anchor, positive, hard negatives."),
     ] = None,
+    encoding: Encoding = None,
+    delimiter: Delimiter = None,
+    column_names: ColumnNames = None,
+    drop_invalid_rows: Annotated[
+        str,
+        typer.Option("--drop_invalid_rows", help="As training takes it.", metavar="true|false"),
+    ] = "false",
     model: Annotated[
         str | None, typer.Option(help="The backbone. Default: one for the language, at hand.")
     ] = None,
@@ -72,9 +81,17 @@ def init(
     files = {part: config.with_name(f"{config.stem}_{part}.jsonl") for part in ("train", "eval")}
     written = [config] if eval_file else [config, *files.values()]
     _refuse_to_overwrite(written, data, overwrite)
-    columns = columns or _guess(data)
+    file_options = read_file_options(encoding, delimiter, column_names)
+    drop = drop_invalid_rows.lower() == "true"
+    columns = columns or _guess(data, file_options)
     triplets = columns == _NLI
-    rows = load_training_data([data], columns=columns, nli_triplets=triplets)
+    rows = load_training_data(
+        [data],
+        columns=columns,
+        file_options=file_options,
+        nli_triplets=triplets,
+        drop_invalid_rows=drop,
+    )
     texts, _ = take_columns(rows, None)
     profile = profile_data(texts)
     candidate, here = choose_backbone(profile, model)
@@ -91,6 +108,8 @@ def init(
         options |= {"train_file": str(files["train"]), "eval_tasks": str(files["eval"])}
     else:
         options |= {"train_file": data, "columns": columns, "nli_triplets": triplets or None}
+        options |= {"encoding": encoding, "delimiter": delimiter}
+        options |= {"column_names": column_names or None, "drop_invalid_rows": drop or None}
         options |= {"eval_tasks": str(eval_file)}
     options |= {"output_dir": f"outputs/{config.stem}"}
     options |= {"logging_steps": 10, "save_strategy": "no", "report_to": "none", "seed": seed}
@@ -102,16 +121,21 @@ def init(
     typer.echo(f"    simcse-trainer train {shlex.quote(str(config))}")
 
 
-def _guess(data: str) -> list[str] | None:
+def _guess(data: str, options: FileOptions) -> list[str] | None:
+    from simcse_trainer.data.foreign import describe_judged_pairs
     from simcse_trainer.data.readers import column_names, expand_files, sample_rows
     from simcse_trainer.planning.proposal import guess_columns
 
     file = expand_files([data])[0]
-    names = column_names(file)
+    names = column_names(file, options)
     if set(_NLI) <= set(names):
         return _NLI
-    rows = [row.values for row in sample_rows(file) if row.problem is None]
-    return guess_columns(names, rows, source=str(file))
+    rows = [row.values for row in sample_rows(file, options) if row.problem is None]
+    guessed = guess_columns(names, rows, source=str(file))
+    refusal = describe_judged_pairs(file, names, rows)
+    if refusal is not None:
+        raise InputError(refusal)
+    return guessed
 
 
 def _refuse_to_overwrite(written: Sequence[Path], data: str, overwrite: bool) -> None:
@@ -187,7 +211,8 @@ def _format(options: Mapping[str, Any], data: str, objective: str, model: str, h
     }
     if "columns" in options:
         heads["train_file"] = ""
-    order = ["train_file", "columns", "nli_triplets", "eval_tasks", "output_dir"]
+    order = ["train_file", "encoding", "delimiter", "column_names", "columns", "nli_triplets"]
+    order += ["drop_invalid_rows", "eval_tasks", "output_dir"]
     model_options = list(options)[: list(options).index("max_seq_length") + 1]
     rest = [name for name in options if name not in (*model_options, *order)]
     for name in [*model_options, *(n for n in order if n in options), *rest]:

@@ -20,6 +20,7 @@ LOADING, COMPUTING, CORPUS, TASKS = (
 )
 
 if TYPE_CHECKING:
+    from simcse_trainer.data.lines import FileOptions
     from simcse_trainer.inference.simcse import SimCSE
 
 Model: TypeAlias = Annotated[
@@ -110,6 +111,20 @@ Corpus: TypeAlias = Annotated[
     typer.Option(
         help="The sentences: a text a line, or the column of csv, tsv, json, jsonl or parquet.",
         rich_help_panel=CORPUS,
+    ),
+]
+Encoding: TypeAlias = Annotated[
+    str | None, typer.Option(help="As training takes it, such as cp949.", show_default=False)
+]
+Delimiter: TypeAlias = Annotated[
+    str | None, typer.Option(help="As training takes it: a character, or tab.", show_default=False)
+]
+ColumnNames: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column_names",
+        help="As training takes them, where there is no header line.",
+        show_default=False,
     ),
 ]
 PairColumns: TypeAlias = Annotated[
@@ -230,3 +245,18 @@ def load_with_index(
             corpus, storage=storage, batch_size=batch_size, show_progress_bar=is_watched()
         )
     return simcse
+
+
+def read_file_options(
+    encoding: str | None, delimiter: str | None, column_names: list[str] | None
+) -> FileOptions:
+    """Check how training files are to be read, as training does.
+
+    Raises:
+        InputError: An encoding, a delimiter or names that cannot be.
+    """
+    from simcse_trainer.arguments import DataArguments
+
+    return DataArguments(
+        encoding=encoding, delimiter=delimiter, column_names=column_names or []
+    ).file_options

@@ -6,11 +6,13 @@ import csv
 import io
 import logging
 import re
+import shlex
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from simcse_trainer.data.kinds import looks_like_a_row, name_columns
 from simcse_trainer.data.lines import FileOptions, Lines, file_format, open_bytes, split_lines
 from simcse_trainer.data.rows import Row, Table
 from simcse_trainer.data.schema import quote_names
@@ -30,6 +32,8 @@ _CELL = rb'(?:"(?:[^"]|"")*"|[^"\t]*)'
 _QUOTED = re.compile(rb"%b(?:\t%b)*" % (_CELL, _CELL))
 _OPEN = re.compile(rb'(?:%b\t)*"(?:[^"]|"")*' % _CELL)
 _DOUBLED = re.compile(rb'(?:^|\t)"(?:[^"]|"")*""(?:[^"]|"")*"(?:\t|$)')
+
+_SEPARATOR = re.compile(r"(?i)sep=([,;\t|])[\r\n]*")
 
 # Line at which a record starts, its cells, none of a blank line, and what is wrong with it.
 _Record = tuple[int, list[str], "str | None"]
@@ -72,18 +76,27 @@ def read_table(file: IO[bytes], source: str, options: FileOptions, usual: str) -
         records = _split_records(lines, "\t", source) if quoted else _split_at_tabs(lines)
     else:
         records = _split_records(lines, delimiter, source)
-    return _read_records(records, source, options, delimiter)
+    return _read_records(_skip_separator(records, delimiter), source, options, delimiter)
 
 
 def _choose_delimiter(source: str, options: FileOptions, usual: str) -> str:
     with open_bytes(Path(source)) as again:
         sample = list(islice(Lines(again, source, options), _SAMPLE_LINES))
-    found = sniff_delimiter(sample, usual)
+    told = _SEPARATOR.fullmatch(sample[0]) if sample else None
+    found = told[1] if told else sniff_delimiter(sample, usual)
     if found != usual:
         logger.info(
             "%s: its cells are separated by %r, not %r. If not: --delimiter", source, found, usual
         )
     return found
+
+
+def _skip_separator(records: Iterator[_Record], delimiter: str) -> Iterator[_Record]:
+    """Leave out a first line such as `sep=;`, which is for Excel."""
+    first = next(records, None)
+    if first is not None and not _SEPARATOR.fullmatch(delimiter.join(first[1])):
+        yield first
+    yield from records
 
 
 def sniff_delimiter(sample: list[str], usual: str) -> str:
@@ -125,6 +138,13 @@ def _read_records(
         raise InputError(f"{source} is empty; expected a header line with the column names.")
     header = [name.strip() for name in header]
     repeated = {name for name in header if name and header.count(name) > 1}
+    if repeated and looks_like_a_row(header):
+        places = [str(place) for place in range(len(header))]
+        given = name_columns([dict(zip(places, header, strict=True))], places)
+        raise InputError(
+            f"{source}: has this file no header? Its first line is {quote_names(header)}. If so, "
+            f"name its columns: --column_names {shlex.join(given)}"
+        )
     if repeated:
         raise InputError(f"{source}: the header names {quote_names(repeated)} twice. Rename one.")
     if len(header) == 1 and set(header[0]) & set(",;\t".replace(delimiter, "")):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from simcse_trainer.data.kinds import is_chat
+from simcse_trainer.data.kinds import find_judgement, is_chat, is_number
+
+logger = logging.getLogger(__name__)
 
 # How each begins, and what it is.
 _BEGINNINGS = (
@@ -87,19 +92,28 @@ def describe_chats(
         columns: All columns.
         rows: The first rows.
     """
-    name = next((n for n in columns if rows and all(is_chat(row.get(n)) for row in rows)), None)
+    name = next((name for name in columns if _has_chats([row.get(name) for row in rows])), None)
     if name is None:
         return None
-    turn = rows[0][name][0]  # type: ignore[index]
+    chats: list[Any] = [row[name] for row in rows if row.get(name)]
+    turn = chats[0][0]
     role, said = ("role", "content") if "role" in turn else ("from", "value")
     new = f"{path.name.split('.')[0]}-pairs.csv"
+    text, parts = "{}[{!r}]", ""
+    if any(not isinstance(turn[said], str) for chat in chats for turn in chat):
+        text = "say({}[{!r}])"
+        parts = (
+            "say = lambda x: x if isinstance(x, str) else "
+            "' '.join(part.get('text') or '' for part in x or []); "
+        )
     return (
         f"{path}: column {name!r} holds chats, and what is trained on are pairs: a text and one "
         "that belongs to it, such as a question and its answer. Make them of turns that follow "
-        f'each other: python -c "{_read(path)}; '
-        f"turns = [two for chat in table[{name!r}] for two in zip(chat, chat[1:]) "
+        f'each other: python -c "{_read(path)}; {parts}'
+        f"turns = [two for chat in table[{name!r}].dropna() for two in zip(chat, chat[1:]) "
         f"if two[0][{role!r}] in ('user', 'human') and two[1][{role!r}] in ('assistant', 'gpt')]; "
-        f"pandas.DataFrame([(a[{said!r}], b[{said!r}]) for a, b in turns], "
+        f"pandas.DataFrame([({text.format('a', said)}, {text.format('b', said)}) "
+        "for a, b in turns], "
         f"columns=['sent0', 'sent1']).to_csv({new!r}, index=False)\"; then pass {new}"
     )
 
@@ -115,7 +129,26 @@ def describe_groups(path: Path, name: str, rows: Sequence[Mapping[str, object]])
     cells = [row.get(name) for row in rows]
     if not cells or not all(isinstance(cell, list) and not is_chat(cell) for cell in cells):
         return None
-    new = f"{path.name.split('.')[0]}-pairs.csv"
+    items = [item for cell in cells for item in cell]  # type: ignore[attr-defined]
+    stem = path.name.split(".")[0]
+    write = "orient='records', lines=True, force_ascii=False"
+    if not all(isinstance(item, str) for item in items):
+        if not items or not all(isinstance(item, dict) for item in items):
+            return None
+        new = f"{stem}-rows.jsonl"
+        return (
+            f"{path}: column {name!r} holds lists of objects, expected an object a row. Write them "
+            f'so: python -c "{_read(path)}; rows = table[{name!r}].explode().dropna().tolist(); '
+            f'pandas.json_normalize(rows).to_json({new!r}, {write})"; then pass {new}'
+        )
+    if all(len(cell) == 1 for cell in cells):  # type: ignore[arg-type]
+        new = f"{stem}-texts.jsonl"
+        return (
+            f"{path}: column {name!r} holds lists of one text, expected texts. Take them out: "
+            f'python -c "{_read(path)}; table[{name!r}] = table[{name!r}].str[0]; '
+            f'table.to_json({new!r}, {write})"; then pass {new}'
+        )
+    new = f"{stem}-pairs.csv"
     return (
         f"{path}: column {name!r} holds lists, expected one text a row. If the texts of a list "
         f'mean the same, make pairs of them: python -c "{_read(path)}; '
@@ -123,6 +156,93 @@ def describe_groups(path: Path, name: str, rows: Sequence[Mapping[str, object]])
         f"pandas.DataFrame(pairs, columns=['sent0', 'sent1']).to_csv({new!r}, index=False)\"; "
         f"then pass {new}"
     )
+
+
+def _has_chats(cells: Sequence[object]) -> bool:
+    """Return whether there are chats, and nothing else but empty ones."""
+    return any(map(is_chat, cells)) and all(is_chat(cell) for cell in cells if cell)
+
+
+def describe_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> str | None:
+    """Return what to do with lines of a text file that are rows of a table, or JSON; None if not.
+
+    Args:
+        path: The file.
+        rows: The first rows, of the column `text`.
+    """
+    lines = [str(row["text"]) for row in rows]
+    if lines and all(line.lstrip()[:1] == "{" and line.rstrip()[-1:] == "}" for line in lines):
+        at = path.name.lower().rindex(".txt")
+        new = path.with_name(f"{path.name[:at]}.jsonl{path.name[at + 4 :]}")
+        return f"{path}: its lines are objects of JSON, expected a text a line. Rename it to {new}"
+    tabs = {line.count("\t") for line in lines}
+    if len(lines) > 1 and len(tabs) == 1 and tabs != {0}:
+        return (
+            f"{path}: each line has {tabs.pop()} tabs, as rows of a table have, expected a text a "
+            "line. If each is one text, put spaces in place of the tabs; if not, pass "
+            "--delimiter tab"
+        )
+    return None
+
+
+def describe_judged_pairs(
+    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]
+) -> str | None:
+    """Return how to train on pairs of which a column says which belong together; None if none does.
+
+    Args:
+        path: The file.
+        columns: All columns.
+        rows: The first rows.
+    """
+    found = find_judgement(columns, rows)
+    if not found:
+        return None
+    first, second, label = found
+    values = {str(row.get(label)).strip().lower() for row in rows}
+    said = f"{path}: column {label!r} says which pairs of {first!r} and {second!r} belong together"
+    if {"entailment", "contradiction"} <= values or (
+        first.lower() == "premise" and values <= {"0", "1", "2", "-1"}
+    ):
+        return (
+            f"{said}. Contradictions are no positives: pass --nli_triplets true --columns "
+            f"{shlex.join(found)}"
+        )
+    if not all(map(is_number, values)):
+        return f"{said}. Only those that do are to be trained on: leave out the others"
+    most = max(map(float, values))
+    least = 1 if most == 1 else 0.8 * most
+    new = f"{path.name.split('.')[0]}-positives.csv"
+    return (
+        f"{said}. Only those that do are to be trained on, such as those of at least {least:g}: "
+        f'python -c "{_read(path)}; table = table[table[{label!r}] >= {least:g}]; '
+        f"table.rename(columns={{{first!r}: 'sent0', {second!r}: 'sent1'}})[['sent0', 'sent1']]"
+        f'.to_csv({new!r}, index=False)"; then pass {new}'
+    )
+
+
+def warn_of_judgement(
+    path: Path,
+    columns: Sequence[str],
+    rows: Sequence[Mapping[str, object]],
+    used: Sequence[str],
+) -> None:
+    """Warn where pairs are trained on whichever a column says that they are.
+
+    Args:
+        path: The file.
+        columns: All columns.
+        rows: The first rows.
+        used: Those that are trained on.
+    """
+    judged = find_judgement(columns, rows)
+    if judged and {*judged[:2]} <= {*used}:
+        logger.warning(
+            "%s: column %r is not read: all pairs are trained on as texts that belong together. "
+            "Leave out the rows of those that do not.",
+            path,
+            judged[-1],
+        )
 
 
 def describe_written_lists(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 # Of a table, names by which others call anchor, positive and negatives, which are then suggested.
 _WELL_KNOWN = (
@@ -17,6 +18,13 @@ _WELL_KNOWN = (
     ("text1", "text2"),
     ("질문", "답변"),
 )
+
+# Columns that say whether two texts belong together, and names of two texts that are judged.
+_JUDGEMENTS = {
+    *("label", "labels", "gold_label", "score", "similarity", "similarity_score", "is_duplicate"),
+    *("is_paraphrase", "duplicate", "relatedness_score", "relevance", "binary_label"),
+}
+_JUDGED = {("premise", "hypothesis"), ("query", "passage"), ("query", "document")}
 
 _NOT_TEXT = (
     re.compile(r"[\w./:+#@-]*\d[\w./:+#@-]*"),  # a number or name: 17, doc_0001, a uuid, an address
@@ -87,6 +95,33 @@ def suggest_columns(rows: Iterable[Mapping[str, object]], names: Sequence[str]) 
         if list(known[:2]) == found[:2]:
             return found
     return texts[:2]
+
+
+def find_judgement(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return two columns of texts and the one that says whether they belong together.
+
+    Args:
+        names: All columns.
+        rows: The first rows.
+
+    Returns:
+        Nothing where there are no such columns, or all rows have the same in the last.
+    """
+    label = next((name for name in names if name.lower() in _JUDGEMENTS), None)
+    texts = [name for name in names if name != label and _may_be_text(name, rows)]
+    if label is None or len({str(row.get(label)) for row in rows}) < 2:
+        return []
+    for first, second in pairwise(texts):
+        pair = (first.lower(), second.lower())
+        numbered = re.sub(r"\d+$|_?[ab]$", "", pair[0]) == re.sub(r"\d+$|_?[ab]$", "", pair[1])
+        if numbered or pair in _JUDGED:
+            return [first, second, label]
+    return []
+
+
+def _may_be_text(name: str, rows: Sequence[Mapping[str, object]]) -> bool:
+    cells = [row[name] for row in rows if row.get(name)]
+    return bool(cells) and all(isinstance(c, str) and not is_number(c) for c in cells)
 
 
 def looks_like_a_row(header: Sequence[str]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +138,11 @@ def join_turns(value: Any) -> Any:
         return value
     said = [turn.get("content", turn.get("value")) for turn in value]
     return "\n".join(said) if all(isinstance(text, str) for text in said) else value
+
+
+def take_first(cells: Sequence[Any]) -> list[str]:
+    """Return the texts of a column; of a list the first, and nothing of an empty one."""
+    return [next(iter(cell), "") if _is_list(cell) else cell for cell in cells]
 
 
 def _is_list(value: object) -> bool:

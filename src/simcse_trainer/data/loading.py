@@ -19,7 +19,7 @@ from simcse_trainer.data.kinds import (
     name_columns,
     suggest_columns,
 )
-from simcse_trainer.data.lines import FileOptions
+from simcse_trainer.data.lines import FileOptions, file_format
 from simcse_trainer.data.lists import ExampleCheck, TextColumns
 from simcse_trainer.data.schema import ANCHOR
 from simcse_trainer.errors import InputError
@@ -288,12 +288,19 @@ def _resolve_files(
     names = _common_columns(files, options, columns)
     samples = {file: readers.sample_rows(file, options) for file in files}
     first = [row.values for row in samples[files[0]] if not row.problem]
+    if not samples[files[0]]:
+        raise InputError(f"{files[0]} has no rows. Add texts, or leave the file out.")
+    for file, rows in samples.items():
+        if file_format(file) == ".txt" and not options.delimiter:
+            _refuse(foreign.describe_lines(file, [row.values for row in rows]))
     table = is_table(files[0], options) and not options.column_names
     if table and ANCHOR not in names and not set(columns or ()) & set(names):
         _check_header(files[0], names, first)
     if not columns and not {ANCHOR, "positive_messages"} & {*names}:
         _refuse(foreign.describe_chats(files[0], names, first))
+        _refuse(foreign.describe_judged_pairs(files[0], names, first))
     mapping = schema.resolve_text_columns(names, columns, source=str(files[0]), rows=first)
+    foreign.warn_of_judgement(files[0], names, first, list(mapping.values()))
     _refuse(foreign.describe_groups(files[0], mapping[ANCHOR], first))
     if table:
         _refuse(foreign.describe_written_lists(files[0], list(mapping.values()), first))

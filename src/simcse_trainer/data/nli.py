@@ -79,7 +79,8 @@ def build_triplets(rows: Iterable[Mapping[str, object]]) -> Iterator[dict[str, s
     if not found:
         raise InputError(
             f"no premise of the {number} rows has both an entailment and a contradiction, so there "
-            "is no triplet. Check the labels, or train on pairs without --nli_triplets."
+            "is no triplet. Check the labels, or keep the entailments alone and train on pairs of "
+            "these without --nli_triplets."
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from simcse_trainer.data.lists import take_first
 from simcse_trainer.data.schema import ANCHOR, POSITIVE
 from simcse_trainer.model.tokenizer import count_pieces, find_unknown_token, tokenize
 
@@ -162,7 +163,8 @@ def profile_data(
     """Find the facts of training data.
 
     Args:
-        columns: Role -> texts, a row at each place; at least one row.
+        columns: Role -> texts, a row at each place; at least one row. Of a list of texts the
+            first stands for all.
         tokenizer: The model's; without one, lengths and unknown tokens are left out.
         max_seq_length: Where the model cuts, in tokens, special ones included.
         evaluation: Pairs of texts that the model will be evaluated on.
@@ -170,6 +172,7 @@ def profile_data(
         tokenized: The most texts of a column that are tokenized, the longest among them; None: all.
     """
     names = tuple(columns)
+    columns = {name: take_first(cells) for name, cells in columns.items()}
     different = list(dict.fromkeys(text for column in columns.values() for text in column))
     numbers: dict[str, int] = {}
     number = {text: numbers.setdefault(normalize(text), len(numbers)) for text in different}

@@ -8,6 +8,7 @@ import json
 import logging
 import lzma
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ from simcse_trainer.errors import InputError
 logger = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 100
+
+# Bytes by which an array of objects is told from lines.
+_HEAD = 64
+_ARRAY = re.compile(rb"(?:\xef\xbb\xbf)?\s*\[\s*\{")
 
 _UTF8 = FileOptions()
 
@@ -192,6 +197,9 @@ def _find_records(content: Any) -> Any:
 
 
 def _read_jsonl(file: IO[bytes], source: str, options: FileOptions) -> Table:
+    peek: Any = getattr(file, "peek", None)
+    if peek is not None and _ARRAY.match(peek(_HEAD)[:_HEAD]):
+        return _read_json(file, source, options)
     lines = Lines(file, source, options)
     rows = (_json_line(lines, line) if line.strip() else None for line in lines)
     head = list(islice(rows, SAMPLE_ROWS))

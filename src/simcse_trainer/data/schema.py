@@ -31,6 +31,9 @@ PROBLEM = "problem"
 
 DROPPED = "%s: dropped %d rows, %d are left; the first: %s"
 
+# So many rows can be dropped for a look, also where they are most.
+_FEW = 4
+
 # What a row without a column has in it.
 MISSING = object()
 _KINDS = {
@@ -73,10 +76,10 @@ def resolve_text_columns(
         return _by_position(names, [columns] if isinstance(columns, str) else list(columns), source)
     if ANCHOR in names:
         return _by_name(names, source)
-    for anchor, positive, negative in _OTHERS:
-        if {anchor, positive} <= {*names}:
-            roles = {ANCHOR: anchor, POSITIVE: positive, NEGATIVE: negative}
-            return {role: name for role, name in roles.items() if name in names}
+    for known in _OTHERS:
+        if {*known[:2]} <= {*names}:
+            roles = zip((ANCHOR, POSITIVE, NEGATIVE), known, strict=True)
+            return {role: name for role, name in roles if name in names}
     if len(names) == 1:
         return {ANCHOR: names[0]}
     if not names:
@@ -92,6 +95,11 @@ def resolve_text_columns(
             else "None of them holds texts, only numbers, names or labels: add a column of texts."
         )
     )
+
+
+def is_known_elsewhere(names: Collection[str]) -> bool:
+    """Return whether columns have the names that tell the roles in other projects' data."""
+    return any({*known[:2]} <= {*names} for known in _OTHERS)
 
 
 def find_problem(row: Mapping[str, object], columns: Mapping[str, str]) -> str | None:
@@ -198,6 +206,11 @@ def drop_or_raise_invalid_rows(
     first = next(iter(problems.values()))
     if not drop and len(problems) == len(dataset) > 1:
         raise no_row_can_be_used(source, f"the {len(problems)} rows", first)
+    if not drop and len(problems) > max(_FEW, len(dataset) / 2):
+        raise InputError(
+            f"{source}: {len(problems)} of the {len(dataset)} rows cannot be used; {first}. Name "
+            "other columns with --columns, or correct the file."
+        )
     if not drop:
         what = f"the {len(problems)} such row{'s' if len(problems) > 1 else ''}"
         raise InputError(

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simcse_trainer.data.augmentation import augment
+from simcse_trainer.data.lists import take_first
 from simcse_trainer.data.profile import DataProfile, normalize
-from simcse_trainer.data.schema import find_numeric_column
+from simcse_trainer.data.schema import find_numeric_column, is_known_elsewhere
 from simcse_trainer.errors import InputError
 from simcse_trainer.model.io.resolve import is_at_hand
 from simcse_trainer.planning.plan import RunPlan, format_bytes
@@ -84,12 +85,12 @@ def guess_columns(
         source: The name of the data, in errors.
 
     Returns:
-        None where training knows the columns by itself.
+        None where training knows the columns by itself, or says what to do.
 
     Raises:
-        InputError: The data has scores or labels of pairs, or no column of texts.
+        InputError: The data has scores of pairs.
     """
-    if "sent0" in names or len(names) == 1:
+    if "sent0" in names or len(names) == 1 or is_known_elsewhere(names):
         return None
     lower = {name.lower(): name for name in names}
     if {"sentence1", "sentence2", "score"} <= lower.keys():
@@ -107,12 +108,7 @@ def guess_columns(
     alone = next((lower[name] for name in _TEXTS if lower.get(name) in texts), None)
     if alone:
         return [alone]
-    if not texts:
-        raise InputError(
-            f"{source}: no column looks like texts; found {', '.join(map(repr, names))}. Name the "
-            "text columns with --columns."
-        )
-    return texts[:2]
+    return texts[:2] or None
 
 
 def _is_text(name: str, rows: Sequence[Mapping[str, object]]) -> bool:
@@ -136,11 +132,11 @@ class Split:
         evaluation: `sentence1`, `sentence2`, `score`: 1 for what belongs together, else 0.
     """
 
-    train: dict[str, list[str]]
+    train: dict[str, list[Any]]
     evaluation: dict[str, list[Any]]
 
 
-def hold_out(columns: Mapping[str, Sequence[str]], *, share: float, seed: int) -> Split:
+def hold_out(columns: Mapping[str, Sequence[Any]], *, share: float, seed: int) -> Split:
     """Hold out rows, and make scored pairs of them.
 
     A pair is a row's two first texts (1), a row's anchor with another row's positive, or with its
@@ -148,7 +144,7 @@ def hold_out(columns: Mapping[str, Sequence[str]], *, share: float, seed: int) -
     of its words (1), or with another text's copy (0). No held-out pair stays in the training data.
 
     Args:
-        columns: Role -> texts.
+        columns: Role -> texts, or lists of them, of which the first is held out.
         share: Of the rows, at most 500 of them.
         seed: Of the draw.
 
@@ -156,6 +152,8 @@ def hold_out(columns: Mapping[str, Sequence[str]], *, share: float, seed: int) -
         InputError: There are too few different rows.
     """
     roles = list(columns)
+    rows_of = columns
+    columns = {role: take_first(cells) for role, cells in columns.items()}
     keys = [
         frozenset(map(normalize, row))
         for row in zip(*(columns[role] for role in roles[:2]), strict=True)
@@ -177,7 +175,8 @@ def hold_out(columns: Mapping[str, Sequence[str]], *, share: float, seed: int) -
         positives = augment(anchors, "word_deletion", 0.3, seed=seed)
     pairs = [(a, p, 1.0) for a, p in zip(anchors, positives, strict=True)]
     if len(roles) > 2:
-        pairs += [(columns[roles[0]][i], columns[roles[2]][i], 0.0) for i in rows]
+        negatives = columns[roles[2]]
+        pairs += [(columns[roles[0]][i], negatives[i], 0.0) for i in rows if negatives[i]]
     others = positives[1:] + positives[:1]
     pairs += [
         (a, other, 0.0)
@@ -187,7 +186,7 @@ def hold_out(columns: Mapping[str, Sequence[str]], *, share: float, seed: int) -
     kept = [i for i, key in enumerate(keys) if key not in held]
     first_texts, second_texts, scores = map(list, zip(*pairs, strict=True))
     return Split(
-        {role: [columns[role][i] for i in kept] for role in roles},
+        {role: [rows_of[role][i] for i in kept] for role in roles},
         {"sentence1": first_texts, "sentence2": second_texts, "score": scores},
     )
 

@@ -1,6 +1,7 @@
 """`simcse-trainer check`: facts, warnings, and exit status 2 where training would be pointless."""
 
 import csv
+import json
 
 import pytest
 from helpers.command_line import error, run
@@ -71,3 +72,14 @@ def test_more_rows_than_are_looked_at(write, monkeypatch, capsys):
     assert "the first 50 rows" in capsys.readouterr().out
     assert run(monkeypatch, "check", "a.csv", "--all") == 0
     assert "a.csv: 60 rows" in capsys.readouterr().out
+
+
+def test_lists_and_files_as_training_reads_them(write, tmp_path, monkeypatch, capsys):
+    rows = [{"query": text, "pos": [f"{text} mat", "x"], "neg": []} for text in TEXTS]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(monkeypatch, "check", "a.jsonl") == 0
+    assert "60 rows of sent0, sent1" in capsys.readouterr().out
+    (tmp_path / "a.txt").write_bytes("\n".join(f"{t};한국어 {t}" for t in TEXTS).encode("cp949"))
+    words = ("--encoding", "cp949", "--delimiter", ";", "--column_names", "sent0", "sent1")
+    assert run(monkeypatch, "check", "a.txt", *words) == 0
+    assert f"한국어 {TEXTS[0]}" in capsys.readouterr().out

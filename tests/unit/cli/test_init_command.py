@@ -100,3 +100,38 @@ def test_scored_pairs_of_ones_own_leave_the_data_whole(here, monkeypatch, capsys
     assert not (here / "faq_train.jsonl").exists()
     assert run(monkeypatch, "train", "faq.yaml", "--max_steps", 2, "--use_cpu", "true") == 0
     assert "scores, as evaluation data has" in error(monkeypatch, capsys, "init", "pairs.csv")
+
+
+def test_lists_are_held_out_and_trained_on_whole(here, monkeypatch, capsys):
+    rows = [{"query": t, "pos": [f"{t} mat", f"{t} red"], "neg": ["dog"] * (i % 2)}
+            for i, t in enumerate(TEXTS)]  # fmt: skip
+    (here / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(monkeypatch, "init", "a.jsonl", "--model", "model") == 0
+    train, pairs = read("a_train.jsonl"), read("a_eval.jsonl")
+    assert len(train) == 54
+    known = {row["query"]: row for row in rows}
+    assert all(row["sent1"] == known[row["sent0"]]["pos"] for row in train)
+    assert all(row["hard_neg"] == known[row["sent0"]]["neg"] for row in train)
+    assert {p["sentence2"] for p in pairs if p["score"]} == {f"{p['sentence1']} mat" for p in pairs}
+    assert all(p["sentence2"] for p in pairs)
+    words = ("--max_steps", 2, "--use_cpu", "true")
+    assert run(monkeypatch, "train", "a.yaml", *words) == 0
+
+
+def test_files_as_training_reads_them(here, monkeypatch, capsys):
+    lines = [f"{text}|한국어 {text}" for text in TEXTS]
+    (here / "a.csv").write_bytes("\n".join([*lines, "x"]).encode("cp949"))
+    words = ["init", "a.csv", "--model", "model", "--encoding", "cp949"]
+    words += ["--delimiter", "|", "--column_names", "sent0", "sent1"]
+    assert "--drop_invalid_rows true" in error(monkeypatch, capsys, *words)
+    assert run(monkeypatch, *words, "--drop_invalid_rows", "true") == 0
+    assert all(row["sent1"] == f"한국어 {row['sent0']}" for row in read("a_train.jsonl"))
+    write("e.csv", sentence1=TEXTS[:4], sentence2=TEXTS[4:8], score=range(4))
+    words += ["--drop_invalid_rows", "true", "--eval_file", "e.csv", "--output", "b.yaml"]
+    assert run(monkeypatch, *words) == 0
+    assert run(monkeypatch, "train", "b.yaml", "--max_steps", 2, "--use_cpu", "true") == 0
+
+
+def test_judged_pairs_are_not_taken_for_positives(here, monkeypatch, capsys):
+    write("a.csv", question1=TEXTS, question2=REPLIES, is_duplicate=[0, 1] * 30)
+    assert "belong together" in error(monkeypatch, capsys, "init", "a.csv", "--model", "model")

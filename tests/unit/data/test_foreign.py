@@ -112,3 +112,92 @@ def test_the_encoding_is_for_all_files(tmp_path):
     (tmp_path / "a.jsonl").write_bytes('{"text": "책"}\n'.encode("cp949"))
     options = FileOptions(encoding="cp949", in_training=True)
     assert load_training_data([str(tmp_path / "a.jsonl")], file_options=options)["sent0"] == ["책"]
+
+
+PAIRS = [(f"where is my order {n}", f"it comes on day {n}, I think") for n in "abcdefgh"]
+
+
+def write_rows(name, rows):
+    with open(name, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def follow(message):
+    """Run the Python of a message, and return the rows of the file that it makes."""
+    exec(message.split('python -c "')[1].split('"; then')[0], {})
+    return list(load_training_data([message.split("then pass ")[1]]))
+
+
+@pytest.mark.parametrize(
+    ("names", "values", "kept"),
+    [
+        (("question1", "question2", "is_duplicate"), [0, 1], [1, 3, 5, 7]),
+        (("sentence1", "sentence2", "score"), [0.5, 5.0, 3.9, 4.0], [1, 3, 5, 7]),
+        (("s_a", "s_b", "label"), [1, 0], [0, 2, 4, 6]),
+    ],
+)
+def test_only_judged_pairs_that_belong_together_are_positives(
+    names, values, kept, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    rows = [(*pair, values[i % len(values)]) for i, pair in enumerate(PAIRS)]
+    write_rows("a.jsonl", [dict(zip(names, row, strict=True)) for row in rows])
+    error = fails(lambda: load_training_data(["a.jsonl"]), names[2], "belong together")
+    expected = [dict(zip(("sent0", "sent1"), PAIRS[i], strict=True)) for i in kept]
+    assert follow(str(error)) == expected
+    assert "is not read" not in caplog.text
+    assert len(load_training_data(["a.jsonl"], columns=names[:2])) == 8
+    assert f"column '{names[2]}' is not read" in caplog.text
+
+
+@pytest.mark.parametrize("labels", ["entailment contradiction", "0 2"])
+def test_contradictions_are_no_positives(labels, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [("premise", "hypothesis", "label")]
+    rows += [("a man is here", text, labels.split()[i % 2]) for i, (text, _) in enumerate(PAIRS)]
+    (tmp_path / "a.tsv").write_text("\n".join("\t".join(row) for row in rows))
+    said = "--nli_triplets true --columns premise hypothesis label"
+    fails(lambda: load_training_data(["a.tsv"]), said)
+    triplets = load_training_data(["a.tsv"], columns=rows[0], nli_triplets=True)
+    assert triplets["hard_neg"] == [text for text, _ in PAIRS[1::2]]
+
+
+def test_a_label_of_one_text_is_no_judgement(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows("a.jsonl", [{"Q": a, "A": b, "label": i % 3} for i, (a, b) in enumerate(PAIRS)])
+    fails(lambda: load_training_data(["a.jsonl"]), "--columns Q A")
+
+
+def test_lines_that_are_rows_or_objects_are_no_texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("".join(f"{a}\t{b}\n" for a, b in PAIRS))
+    fails(lambda: load_training_data(["a.txt"]), "1 tabs", "--delimiter tab")
+    (tmp_path / "b.txt").write_text("a text\nanother\twith a tab\n")
+    assert len(load_training_data(["b.txt"])) == 2
+    write_rows("c.txt", [{"sent0": a, "sent1": b} for a, b in PAIRS])
+    fails(lambda: load_training_data(["c.txt"]), "objects of JSON", "Rename it to c.jsonl")
+
+
+def test_chats_with_parts_and_empty_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = [
+        [
+            {"role": "user", "content": [{"type": "text", "text": a}, {"type": "image"}]},
+            {"role": "assistant", "content": b},
+        ]
+        for a, b in PAIRS
+    ]
+    write_rows("a.jsonl", [{"messages": chat} for chat in [said[0], [], None, *said[1:]]])
+    error = fails(lambda: load_training_data(["a.jsonl"]), "holds chats")
+    assert [(row["sent0"].strip(), row["sent1"]) for row in follow(str(error))] == PAIRS
+
+
+def test_lists_of_objects_and_of_one_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"sent0": a, "sent1": b} for a, b in PAIRS]
+    write_rows("a.jsonl", [{"data": rows[:5]}, {"data": rows[5:]}])
+    error = fails(lambda: load_training_data(["a.jsonl"]), "lists of objects")
+    assert follow(str(error)) == rows
+    write_rows("b.jsonl", [{"query": [a], "pos": b} for a, b in PAIRS])
+    error = fails(lambda: load_training_data(["b.jsonl"]), "lists of one text")
+    assert follow(str(error)) == rows

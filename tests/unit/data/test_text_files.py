@@ -11,6 +11,7 @@ from simcse_trainer.data.kinds import find_text_columns, looks_like_a_row, sugge
 from simcse_trainer.data.lines import FileOptions, find_wide_encoding, guess_encoding
 from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.data.pairs import load_texts
+from simcse_trainer.errors import at_command_line
 
 # Advice is followed as it is said at the command line.
 pytestmark = pytest.mark.usefixtures("command_line")
@@ -222,3 +223,38 @@ def test_a_file_without_texts_is_said_to_have_none(name, tmp_path):
 def test_an_index_column_and_spaces_of_a_header(tmp_path):
     (tmp_path / "a.csv").write_text(",sent0, sent1 \n0,a,b\n1,c,d\n")
     assert load(tmp_path / "a.csv").column_names == ["sent0", "sent1"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_the_line_that_tells_excel_the_separator_is_no_header(delimiter, tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text(f"sep={delimiter}\r\nsent0{delimiter}sent1\r\na b{delimiter}c d\r\n")
+    assert list(load_training_data([str(path)])) == [{"sent0": "a b", "sent1": "c d"}]
+
+
+def test_a_repeated_number_in_the_first_line_is_no_name(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("0,where is it now,it is on its way,0\n1,who is it then,it is me,1\n")
+    with at_command_line:
+        said = "--column_names column1 sent0 sent1 column4"
+        fails(lambda: load_training_data([str(path)]), "no header", said)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_header_alone_has_no_rows(name, tmp_path):
+    path = tmp_path / name
+    path.write_text("question,answer\n")
+    fails(lambda: load_training_data([str(path)]), "has no rows")
+
+
+def test_an_array_in_a_file_of_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('\ufeff [\n{"sent0": "a"},\n{"sent0": "b"}\n]', encoding="utf-8")
+    assert load_training_data([str(path)])["sent0"] == ["a", "b"]
+
+
+def test_dropping_most_rows_is_not_offered(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"sent0": "a"},\n' * 7 + '{"sent0": "a"}\n')
+    message = str(fails(lambda: load_training_data([str(path)]), "7 of the 8 rows", "not valid"))
+    assert "drop_invalid_rows" not in message
