@@ -16,12 +16,15 @@ from simcse_trainer.errors import InputError
 
 if TYPE_CHECKING:
     from simcse_trainer.data.lines import FileOptions
+    from simcse_trainer.data.profile import DataProfile
     from simcse_trainer.planning.proposal import Candidate
 
 EXAMPLE = "simcse-trainer init my_data.csv --output my.yaml"
 
 # In its raw form, which training makes triplets of.
 _NLI = ["premise", "hypothesis", "label"]
+
+_ALWAYS = {"logging_steps": 10, "save_strategy": "no", "report_to": "none"}
 
 _WHY = {
     "model_name_or_path": "",
@@ -111,12 +114,10 @@ def init(
         options |= {"encoding": encoding, "delimiter": delimiter}
         options |= {"column_names": column_names or None, "drop_invalid_rows": drop or None}
         options |= {"eval_tasks": str(eval_file)}
-    options |= {"output_dir": f"outputs/{config.stem}"}
-    options |= {"logging_steps": 10, "save_strategy": "no", "report_to": "none", "seed": seed}
+    options |= {"output_dir": f"outputs/{config.stem}", **_ALWAYS, "seed": seed}
     options |= _fit_into_memory(options)
     _replace(config, _format(options, data, profile.objective, candidate.name, here))
-    for problem in _problems(profile):
-        typer.echo(f"Warning: {problem}")
+    _warn(profile)
     typer.echo(f"Written: {', '.join(map(str, written))}. {data} stays as it is. Train with\n")
     typer.echo(f"    simcse-trainer train {shlex.quote(str(config))}")
 
@@ -146,10 +147,11 @@ def _refuse_to_overwrite(written: Sequence[Path], data: str, overwrite: bool) ->
             raise InputError(f"{path} is there already. Pass another --output, or --overwrite.")
 
 
-def _problems(profile: Any) -> list[str]:
+def _warn(profile: DataProfile) -> None:
     from simcse_trainer.data.profile import find_problems
 
-    return [problem.text for problem in find_problems(profile)]
+    for problem in find_problems(profile):
+        typer.echo(f"Warning: {problem.text}")
 
 
 def _is_offline() -> bool:

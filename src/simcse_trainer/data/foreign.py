@@ -175,6 +175,9 @@ def describe_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> str | No
         at = path.name.lower().rindex(".txt")
         new = path.with_name(f"{path.name[:at]}.jsonl{path.name[at + 4 :]}")
         return f"{path}: its lines are objects of JSON, expected a text a line. Rename it to {new}"
+    if lines and "sent0" in lines[0].split(","):
+        new = path.with_name(path.name.replace(".txt", ".csv"))
+        return f"{path}: its first line is the header of a table. Rename it to {new}"
     tabs = {line.count("\t") for line in lines}
     if len(lines) > 1 and len(tabs) == 1 and tabs != {0}:
         return (
@@ -222,7 +225,7 @@ def describe_judged_pairs(
 
 
 def warn_of_judgement(
-    path: Path,
+    path: Path | str,
     columns: Sequence[str],
     rows: Sequence[Mapping[str, object]],
     used: Sequence[str],

@@ -158,6 +158,7 @@ def prepare_dataset(
     first = list(dataset.take(readers.SAMPLE_ROWS))
     names = dataset.column_names or list(next(iter(first), {}))
     mapping = schema.resolve_text_columns(names, columns, source=source, rows=first)
+    foreign.warn_of_judgement(source, names, first, list(mapping.values()))
     found = TextColumns.find(mapping, first)
     _check_types(dataset.features or {}, found, source)
     features = found.features()

@@ -10,7 +10,7 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -247,7 +247,8 @@ def _read_parquet(file: IO[bytes], source: str, _: FileOptions) -> Table:
         table = parquet.ParquetFile(file if plain else io.BytesIO(file.read()))
     except pyarrow.ArrowException as error:
         raise InputError(f"{source} is no parquet file ({error}). Write it again.") from None
-    return _names_of(table.schema_arrow), _arrow_rows(table.iter_batches(1000), source)
+    names = _label_names(table.schema_arrow)
+    return _names_of(table.schema_arrow), _arrow_rows(table.iter_batches(1000), source, names)
 
 
 def _read_arrow(file: IO[bytes], source: str, _: FileOptions) -> Table:
@@ -262,7 +263,8 @@ def _read_arrow(file: IO[bytes], source: str, _: FileOptions) -> Table:
             table = pyarrow.ipc.open_file(content).read_all()
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(f"{source} is no Arrow file ({error}). Write it again.") from None
-    return _names_of(table.schema), _arrow_rows(table.to_batches(1000), source)
+    names = _label_names(table.schema)
+    return _names_of(table.schema), _arrow_rows(table.to_batches(1000), source, names)
 
 
 def _names_of(schema: Any) -> list[str]:
@@ -275,11 +277,29 @@ def _part(kind: Any) -> Any:
     return {field.name: _part(field.type) for field in kind} if str(kind)[:6] == "struct" else None
 
 
-def _arrow_rows(batches: Any, source: str) -> Iterator[Row]:
+def _label_names(schema: Any) -> dict[str, list[str]]:
+    """Return the names of labels that `datasets` has written beside their numbers, by column."""
+    try:
+        known = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = known.get("info", {}).get("features", {})
+    except (ValueError, AttributeError):  # of others, under the same name
+        return {}
+    return {
+        column: feature["names"]
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("names")
+    }
+
+
+def _arrow_rows(batches: Any, source: str, labels: Mapping[str, list[str]]) -> Iterator[Row]:
     number = 0
     try:
         records = (record for batch in batches for record in batch.to_pylist())
         for number, record in enumerate(records, 1):
+            for column, names in labels.items():
+                # Not every data set has entailment first; -1 is no label.
+                if isinstance(label := record.get(column), int) and 0 <= label < len(names):
+                    record[column] = names[label]
             yield Row(number, _flatten(record))
     except (ValueError, NotImplementedError) as error:  # pyarrow's own, and texts that are no UTF-8
         problem = f"{source}: rows after {number} cannot be read ({error})"

@@ -1,9 +1,10 @@
 """What is not read as it is: named by its suffix or its content."""
 
 import json
+from pathlib import Path
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from helpers.checks import fails
 
 from simcse_trainer.data.foreign import describe_content, describe_kind
@@ -201,3 +202,26 @@ def test_lists_of_objects_and_of_one_text(tmp_path, monkeypatch):
     write_rows("b.jsonl", [{"query": [a], "pos": b} for a, b in PAIRS])
     error = fails(lambda: load_training_data(["b.jsonl"]), "lists of one text")
     assert follow(str(error)) == rows
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_numbers_of_labels_mean_what_datasets_has_written(kind, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"premise": "a man", "hypothesis": a, "label": i % 2} for i, (a, _) in enumerate(PAIRS)]
+    label = ClassLabel(names=["contradiction", "entailment"])
+    kinds = Features(premise=Value("string"), hypothesis=Value("string"), label=label)
+    data = Dataset.from_list(rows, features=kinds)
+    data.to_parquet("a.parquet")
+    data.save_to_disk("saved")
+    name = "a.parquet" if kind == "parquet" else str(next(Path("saved").glob("*.arrow")))
+    triplets = load_training_data([name], nli_triplets=True)
+    assert triplets["sent1"] == [a for a, _ in PAIRS[1::2]]
+    assert triplets["hard_neg"] == [a for a, _ in PAIRS[::2]]
+    load_training_data(["saved"], columns=["premise", "hypothesis"])
+    assert "column 'label' is not read" in caplog.text
+
+
+def test_a_header_in_a_text_file_is_no_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("sent0,sent1\na b,c d\n")
+    fails(lambda: load_training_data(["a.txt"]), "Rename it to a.csv")
