@@ -176,6 +176,8 @@ def _table_row(
         if len(cells) == len(names):
             return Row(number, dict(zip(names, cells, strict=True)))
         problem = f"has {len(cells)} cells, {expected} {len(names)}"
+        if len(cells) > len(names):
+            problem += " (a text that holds the delimiter needs quotes around it)"
     return Row(number, {}, problem)
 
 
