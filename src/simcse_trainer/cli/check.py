@@ -10,8 +10,11 @@ from simcse_trainer.cli.models import (
     BaseModel,
     ColumnNames,
     Delimiter,
+    DropInvalidRows,
     Encoding,
+    NliTriplets,
     Revision,
+    TrainColumns,
     TrustRemoteCode,
     read_file_options,
 )
@@ -43,20 +46,12 @@ def check(
             "--eval_file", help="Evaluation data: is it in the training data?", show_default=False
         ),
     ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(help="As training takes them: anchor, positive, hard negatives."),
-    ] = None,
+    columns: TrainColumns = None,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
     column_names: ColumnNames = None,
-    nli_triplets: Annotated[
-        str, typer.Option("--nli_triplets", help="As training takes it.", metavar="true|false")
-    ] = "false",
-    drop_invalid_rows: Annotated[
-        str,
-        typer.Option("--drop_invalid_rows", help="As training takes it.", metavar="true|false"),
-    ] = "false",
+    nli_triplets: NliTriplets = "false",
+    drop_invalid_rows: DropInvalidRows = "false",
     max_seq_length: Annotated[
         int | None,
         typer.Option("--max_seq_length", help="In tokens. Default: as training chooses it."),
@@ -84,13 +79,13 @@ def check(
             revision=revision,
             trust_remote_code=trust_remote_code == "true",
         )
-    triplets = nli_triplets.lower() == "true"
+    triplets = nli_triplets == "true"
     rows = load_training_data(
         data,
         columns=columns or None,
         file_options=file_options,
         nli_triplets=triplets,
-        drop_invalid_rows=drop_invalid_rows.lower() == "true",
+        drop_invalid_rows=drop_invalid_rows == "true",
         streaming=not triplets,
     )
     taken, complete = take_columns(rows, None if all_rows else ROWS)

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simcse_trainer.cli.models import ColumnNames, Delimiter, Encoding, read_file_options
+from simcse_trainer.cli.models import (
+    ColumnNames,
+    Delimiter,
+    DropInvalidRows,
+    Encoding,
+    TrainColumns,
+    read_file_options,
+)
 from simcse_trainer.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,17 +54,11 @@ def init(
         Path | None,
         typer.Option(help="The config. Default: NAME.yaml here, NAME being the data's."),
     ] = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option(help="As training takes them: anchor, positive, hard negatives."),
-    ] = None,
+    columns: TrainColumns = None,
     encoding: Encoding = None,
     delimiter: Delimiter = None,
     column_names: ColumnNames = None,
-    drop_invalid_rows: Annotated[
-        str,
-        typer.Option("--drop_invalid_rows", help="As training takes it.", metavar="true|false"),
-    ] = "false",
+    drop_invalid_rows: DropInvalidRows = "false",
     model: Annotated[
         str | None, typer.Option(help="The backbone. Default: one for the language, at hand.")
     ] = None,
@@ -85,7 +86,7 @@ def init(
     written = [config] if eval_file else [config, *files.values()]
     _refuse_to_overwrite(written, data, overwrite)
     file_options = read_file_options(encoding, delimiter, column_names)
-    drop = drop_invalid_rows.lower() == "true"
+    drop = drop_invalid_rows == "true"
     columns = columns or _guess(data, file_options)
     triplets = columns == _NLI
     rows = load_training_data(

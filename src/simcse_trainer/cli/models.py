@@ -127,6 +127,28 @@ ColumnNames: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+TrainColumns: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--columns", help="As training takes them: anchor, positive, hard negatives."),
+]
+DropInvalidRows: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--drop_invalid_rows",
+        help="As training takes it.",
+        metavar="true|false",
+        callback=lambda value: _read_flag(value),
+    ),
+]
+NliTriplets: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--nli_triplets",
+        help="As training takes it.",
+        metavar="true|false",
+        callback=lambda value: _read_flag(value),
+    ),
+]
 PairColumns: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(

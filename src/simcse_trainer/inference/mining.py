@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
 
 from simcse_trainer.arguments import check_bounds
 from simcse_trainer.data.retrieval import read_pairs
@@ -32,6 +31,7 @@ from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.retrieval import Block, find_nearest
 from simcse_trainer.evaluation.sts import Encoder
 from simcse_trainer.inference.export import check_place, open_replacing
+from simcse_trainer.model.progress import bar
 
 # Rows that are mined, passages that are encoded, and passages that are compared, at a time.
 _BLOCK_ROWS = 8192
@@ -165,8 +165,7 @@ def mine_hard_negatives(
         guiding = None if guide is None else _Guide(*guide, passages, open_file())
         miner = _Miner(encode_queries, passages, judged, options, guiding)
         write = _open_writer(file, output.suffix, result.columns)
-        bar = tqdm(read_pairs(pairs, columns), desc="Mining", total=len(judged), disable=None)
-        rows = iter(bar)
+        rows = iter(bar(read_pairs(pairs, columns), "Mining", total=len(judged), unit="row"))
         while block := list(islice(rows, _BLOCK_ROWS)):
             for row in miner.mine(block):
                 _write_row(row, write, passages, result)
@@ -276,12 +275,12 @@ class _Passages:
         return self.texts.read(self.ends[number + 1] - start).decode()
 
     def encode_all(self) -> None:
-        with tqdm(total=len(self), desc="Encoding passages", disable=None) as bar:
+        with bar(label="Encoding passages", total=len(self), unit="passage") as progress:
             for start in range(0, len(self), _BLOCK_TEXTS):
                 numbers = range(start, min(start + _BLOCK_TEXTS, len(self)))
                 texts = [self.read(number) for number in numbers]
                 self.vectors.write(numbers, normalize(self.encode(texts), dim=-1))
-                bar.update(len(texts))
+                progress.update(len(texts))
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Return embeddings [n, D]: those that are there, and of other texts new ones."""

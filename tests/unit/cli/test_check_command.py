@@ -58,6 +58,13 @@ def test_exit_status_2_where_training_would_be_pointless(write, monkeypatch, cap
     )
 
 
+@pytest.mark.parametrize("command", ["check", "init"])
+def test_a_value_that_is_neither_true_nor_false_is_refused(command, write, monkeypatch, capsys):
+    name = write("a.csv", sent0=["a man", "a dog"])
+    said = error(monkeypatch, capsys, command, name, "--drop_invalid_rows", "yes")
+    assert "expected true or false" in said
+
+
 def test_evaluation_data_without_scores_is_looked_for_too(write, monkeypatch, capsys):
     write("a.csv", sent0=TEXTS, sent1=[f"{text} mat" for text in TEXTS])
     write("e.csv", sent0=TEXTS[:2], sent1=[f"{TEXTS[0]} mat", "other"])
