@@ -56,6 +56,19 @@ def test_a_file_is_a_backbone_with_the_weights_that_transformers_reads(file):
     assert model.encode(TEXTS).shape == (3, 32)
 
 
+def test_the_fields_of_a_file_are_taken_apart_once(file, monkeypatch):
+    import gguf
+
+    read, build = [], gguf.GGUFReader._build_fields
+    monkeypatch.setattr(
+        gguf.GGUFReader, "_build_fields", lambda *args: read.append(args) or build(*args)
+    )
+    before = gguf.GGUFReader
+    SimCSEModel.from_pretrained(file)
+    assert len(read) == 1
+    assert gguf.GGUFReader is before
+
+
 def test_what_is_kept_is_in_16_bits_and_once(tmp_path, cache):
     tied = Path(resolve.resolve_model(str(write_gguf(tmp_path / "tied.gguf", tied=True))))
     untied = Path(resolve.resolve_model(str(write_gguf(tmp_path / "untied.gguf"))))
