@@ -74,7 +74,11 @@ class ClientHere(HubClient):
 
 @pytest.fixture
 def client_here(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch):
-    """Let every command to the Hub be carried out in this process."""
+    """Let every command to the Hub be carried out in this process.
+
+    The child processes are tested in test_command_line.py, test_nothing_lost.py, test_processes.py
+    and at the end of test_faults.py.
+    """
     made: list[ClientHere] = []
 
     def make(settings) -> ClientHere:

@@ -13,6 +13,8 @@ from simcse_trainer.model.io.terms import Terms, set_terms
 from simcse_trainer.model.lora import lora_config
 from simcse_trainer.training.resume import download_training_state
 
+pytestmark = pytest.mark.usefixtures("client_here")
+
 
 class StopAfter(TrainerCallback):
     """As a machine that is taken away."""

@@ -21,6 +21,8 @@ from simcse_trainer import InputError, SimCSEModel, SimCSETrainer
 from simcse_trainer.model.lora import lora_config
 from simcse_trainer.training.resume import download_training_state
 
+pytestmark = pytest.mark.usefixtures("client_here")
+
 
 @pytest.fixture
 def push(monkeypatch, capfd):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,11 @@ from datasets import Dataset
 from helpers.cards import RUNNER
 from helpers.hub_runs import LOADERS, TEXTS, TOKEN, build, load, run_python, train, weights
 from helpers.loopback import LoopbackHub
-from helpers.training import PAIRS, TRIPLETS, UNSUPERVISED, build_args
+from helpers.training import PAIRS, TRIPLETS, UNSUPERVISED
 
 from simcse_trainer import InputError, SimCSEModel
-from simcse_trainer.training.callbacks import HubCheckpointCallback
+
+pytestmark = pytest.mark.usefixtures("client_here")
 
 
 @pytest.mark.slow
@@ -177,43 +177,6 @@ def test_a_card_that_the_hub_refuses_is_one_line_too(hub: LoopbackHub, tmp_path)
     trainer = build(tmp_path / "out")
     with pytest.raises(InputError, match=r'metadata: .*"license" must be a str'):
         trainer.hub.check_card("license: 5")
-
-
-@pytest.mark.slow
-def test_a_slow_hub_costs_less_than_ten_seconds_and_a_late_no_is_said(
-    hub: LoopbackHub, tmp_path, caplog
-):
-    hub.delay = 4.0
-    args = build_args(
-        tmp_path / "out", push_to_hub=True, hub_model_id="other/tiny", hub_token=TOKEN
-    )
-    start = time.monotonic()
-    callback = HubCheckpointCallback(args)
-    callback.check_card("license: mit")
-    assert time.monotonic() - start < 10
-    assert caplog.text.count("Training starts, and every save is tried anew") == 2
-    hub.delay = 0.0  # the answers are late by now
-    while (
-        time.monotonic() - start < 30 and "is not pushed until that is corrected" not in caplog.text
-    ):
-        time.sleep(0.1)
-    assert "other/tiny cannot be pushed to: 403" in caplog.text
-    callback.uploader.end()
-
-
-@pytest.mark.slow
-def test_a_definite_no_of_a_slow_hub_is_still_an_error(hub: LoopbackHub, tmp_path):
-    hub.delay = 1.5
-    start = time.monotonic()
-    with pytest.raises(InputError, match="rights"):
-        build(tmp_path / "out", hub_model_id="other/tiny", hub_timeout_s=60.0)
-    assert time.monotonic() - start < 10
-
-
-def test_the_hub_offline_by_setting_is_said_at_once(hub: LoopbackHub, tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
-        build(tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from simcse_trainer import InputError
 from simcse_trainer.training.resume import download_training_state
 
+pytestmark = pytest.mark.usefixtures("client_here")
+
 RUN = """
 import os, sys
 sys.path[:0] = {paths!r}

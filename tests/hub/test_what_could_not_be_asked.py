@@ -3,12 +3,13 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from helpers.hub_runs import run_python
 from helpers.loopback import LoopbackHub
-from helpers.loopback_store import Blob
-from helpers.tiny import tiny_backbone, tiny_tokenizer
+from helpers.loopback_store import Blob, Repository
+from helpers.tiny import save_tiny, tiny_backbone, tiny_tokenizer
 
 from simcse_trainer import SimCSEModel
 
@@ -16,106 +17,82 @@ from simcse_trainer import SimCSEModel
 pytestmark = pytest.mark.slow
 
 READ = """
-import json, logging, sys
+import json, sys
+import huggingface_hub
 from simcse_trainer import InputError, SimCSEModel
 answers = []
-for options in json.loads(sys.argv[1]):
+wanted, downloaded = json.loads(sys.argv[1])
+for name, options in wanted:
     try:
-        model = SimCSEModel.from_pretrained("me/read", **options)
+        model = SimCSEModel.from_pretrained(name, **options)
         answers.append([model.pooling_mode, model.head is not None])
     except InputError as error:
         answers.append(["refused", str(error)])
+for name in downloaded:
+    huggingface_hub.snapshot_download(name)
 print(json.dumps(answers))
 """
 
 
-@pytest.fixture
-def published(hub: LoopbackHub, tmp_path):
-    """A model read by the mean, without a head, on the Hub."""
+def publish(hub: LoopbackHub, folder, *names: str) -> None:
+    for name in names:
+        repo = hub.repos[name] = Repository(name, False)
+        files = {
+            path.relative_to(folder).as_posix(): Blob(
+                path.read_bytes(), path.suffix == ".safetensors"
+            )
+            for path in folder.rglob("*")
+            if path.is_file()
+        }
+        repo.commit("main", "the model", files)
+
+
+def save_trained(folder):
+    """A model read by the mean, without a head."""
     model = SimCSEModel(tiny_backbone(), tiny_tokenizer(), pooling_mode="mean", max_seq_length=20)
-    model.save_pretrained(tmp_path / "read")
-    put(hub, tmp_path / "read")
-    return hub
+    model.save_pretrained(folder)
+    return folder
 
 
-def put(hub: LoopbackHub, folder) -> None:
-    repo = hub.repos.get("me/read")
-    if repo is None:
-        from helpers.loopback_store import Repository
-
-        repo = hub.repos["me/read"] = Repository("me/read", False)
-    files = {
-        path.relative_to(folder).as_posix(): Blob(path.read_bytes(), path.suffix == ".safetensors")
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-    repo.commit("main", "the model", files)
-
-
-def read(**environment: str) -> list:
-    (answer,) = read_by({}, **environment)
-    return answer
-
-
-def read_by(*options: dict, **environment: str) -> list[list]:
-    """What one process reads by each of some options."""
-    done = run_python(READ, json.dumps(options), **environment)
+def read(*wanted: tuple[str, dict], downloaded: tuple[str, ...] = (), **environment: str) -> list:
+    """What one process reads, by names and options; it also downloads some repositories."""
+    done = run_python(READ, json.dumps([wanted, downloaded]), **environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def forget(tmp_path, *names: str) -> None:
-    """Take files out of the cache, as where only some have been downloaded."""
-    for name in names:
-        for path in (tmp_path / "hf_home").rglob(f"snapshots/*/{name}"):
-            path.unlink()
-
-
-OFFLINE = {"HF_HUB_OFFLINE": "1"}
-
-
 @pytest.mark.field("17a")
-@pytest.mark.parametrize(
-    "name", ["modules.json", "1_Pooling/config.json", "sentence_bert_config.json"]
-)
-def test_a_file_that_is_not_in_an_offline_cache_is_not_taken_for_absent(name, published, tmp_path):
-    assert read() == ["mean", False]
-    forget(tmp_path, name)
+def test_offline_only_what_the_hub_has_said_to_be_absent_is_absent(hub: LoopbackHub, tmp_path):
+    names = ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json")
+    trained = [f"me/read-{i}" for i in range(len(names))]
+    publish(hub, save_trained(tmp_path / "read"), *trained)
+    publish(hub, Path(save_tiny(tmp_path / "plain")), "me/plain", "me/all")
+    online = read(*((name, {}) for name in (*trained, "me/plain")), downloaded=("me/all",))
+    assert online == [["mean", False]] * len(names) + [["cls", True]]
+    # Of each only some files have been downloaded.
+    for repository, name in zip(trained, names, strict=True):
+        folder = "models--" + repository.replace("/", "--")
+        (path,) = (tmp_path / "hf_home").rglob(f"{folder}/snapshots/*/{name}")
+        path.unlink()
     said = {"pooling_mode": "mean", "projection_head": "none"}
-    answer, advised = read_by({}, said, **OFFLINE)
-    assert answer[0] == "refused", f"read by {answer}"
-    assert name in answer[1]
-    assert "pooling_mode and projection_head both" in answer[1]
-    assert advised == ["mean", False], "the advice works"
+    asked = [(name, options) for name in trained for options in ({}, said)]
+    *answers, plain, complete = read(*asked, ("me/plain", {}), ("me/all", {}), HF_HUB_OFFLINE="1")
+    for name, answer, advised in zip(names, answers[::2], answers[1::2], strict=True):
+        assert answer[0] == "refused", f"read by {answer} without {name}"
+        assert name in answer[1]
+        assert "pooling_mode and projection_head both" in answer[1]
+        assert advised == ["mean", False], "the advice works"
+    # The Hub was asked for each of its files, or has listed all there are.
+    assert plain == complete == ["cls", True]
 
 
 @pytest.mark.field("17b")
 @pytest.mark.parametrize("kind", ["503", "reset"])
-def test_a_hub_that_fails_for_one_file_is_not_taken_for_absence(kind, published, tmp_path):
-    published.inject("download", kind, None)
-    answer = read(HF_HUB_DOWNLOAD_TIMEOUT="1", HF_HUB_ETAG_TIMEOUT="1")
+def test_a_hub_that_fails_for_one_file_is_not_taken_for_absence(kind, hub, tmp_path):
+    publish(hub, save_trained(tmp_path / "read"), "me/read")
+    hub.inject("download", kind, None)
+    (answer,) = read(("me/read", {}), HF_HUB_DOWNLOAD_TIMEOUT="1", HF_HUB_ETAG_TIMEOUT="1")
     assert answer[0] == "refused", f"read by {answer}"
-
-
-def test_what_the_hub_has_said_to_be_absent_is_absent_offline_too(hub, tmp_path):
-    """A plain backbone, once read with the Hub in reach."""
-    folder = tmp_path / "plain"
-    tiny_backbone().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    put(hub, folder)
-    assert read() == ["cls", True]
-    assert read(**OFFLINE) == ["cls", True]
-
-
-def test_what_a_download_of_everything_lists_is_all_there_is(hub, tmp_path):
-    folder = tmp_path / "plain"
-    tiny_backbone().save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    put(hub, folder)
-    code = "import huggingface_hub; print(huggingface_hub.snapshot_download('me/read'))"
-    done = run_python(code)
-    assert done.returncode == 0, done.stderr
-    assert read(**OFFLINE) == ["cls", True]
 
 
 @pytest.mark.field("17c")

@@ -1,6 +1,5 @@
 """A trained folder in other people's tools, each of which has to give the model's own embedding."""
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -118,48 +117,6 @@ def test_langchain(trained):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     query = torch.tensor(theirs.embed_query(TEXTS[0]))
     torch.testing.assert_close(query, expected[0], atol=1e-5, rtol=1e-5)
-
-
-class _Exported(torch.nn.Module):
-    """Tensors in, tensor out, as ONNX has it."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, attention_mask):
-        features = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return self.model(features)["sentence_embedding"]
-
-
-@pytest.mark.slow
-def test_onnx(trained, tmp_path):
-    """torch's own exporter, with sentence-transformers around the model; optimum-onnx, which would
-    do it in one call, does not install beside transformers 5."""
-    pytest.importorskip("onnxscript", reason="pip install onnxscript")
-    onnxruntime = pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
-    sentence_transformers = pytest.importorskip("sentence_transformers")
-    model, folder = trained
-    theirs = sentence_transformers.SentenceTransformer(folder, device="cpu").eval()
-    names = ["input_ids", "attention_mask"]
-    batch = theirs.tokenizer(TEXTS[:2], padding=True, return_tensors="pt")
-    axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    torch.onnx.export(
-        _Exported(theirs).eval(),
-        tuple(batch[name] for name in names),
-        tmp_path / "model.onnx",
-        dynamo=True,
-        input_names=names,
-        output_names=["sentence_embedding"],
-        dynamic_shapes=dict.fromkeys(names, axes),
-        verbose=False,
-    )
-    session = onnxruntime.InferenceSession(
-        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
-    )
-    batch = theirs.tokenizer(TEXTS, padding=True, return_tensors="np")  # other shapes
-    (found,) = session.run(None, {name: batch[name].astype(np.int64) for name in names})
-    np.testing.assert_allclose(found, model.encode(TEXTS).numpy(), atol=1e-4)
 
 
 def test_mteb_on_local_data(trained, tmp_path):

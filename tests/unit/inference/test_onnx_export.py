@@ -18,8 +18,8 @@ from simcse_trainer.model.packing import build_batch
 from simcse_trainer.model.pooling import POOLING_MODES
 
 
-def make(folder, family="bert", **options):
-    base = save_tiny(folder / "base", family)
+def make(folder, family="bert", changes=None, **options):
+    base = save_tiny(folder / "base", family, **(changes or {}))
     options = {"max_seq_length": 24, "padding_free": False, **options}
     return SimCSEModel.from_pretrained(base, **options).eval()
 
@@ -80,19 +80,24 @@ def test_export_of_a_head_in_8_bits_at_the_command_line(tmp_path, monkeypatch, c
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "options"),
+    ("family", "changes", "options"),
     [
-        ("bert", {"pooling_mode": "avg_first_last", "projection_head": "none"}),
-        ("roberta", {"pooling_mode": "cls", "mlp_only_train": False}),
-        ("gemma3_text", {"bidirectional_attention": True, "pooling_mode": "lasttoken"}),
+        ("bert", {}, {"pooling_mode": "avg_first_last", "projection_head": "none"}),
+        ("roberta", {}, {"pooling_mode": "cls", "mlp_only_train": False}),
+        # A layer of each kind.
+        (
+            "gemma3_text",
+            {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]},
+            {"bidirectional_attention": True, "pooling_mode": "lasttoken"},
+        ),
     ],
 )
-def test_readers_of_the_folder_get_our_embeddings(family, options, tmp_path, monkeypatch):
+def test_readers_of_the_folder_get_our_embeddings(family, changes, options, tmp_path, monkeypatch):
     """By the outputs of the graph alone, and as sentence-transformers pools its tokens."""
     modules = pytest.importorskip("sentence_transformers.models")
     from transformers import AutoTokenizer
 
-    model = make(tmp_path, family, **options)
+    model = make(tmp_path, family, changes, **options)
     folder = tmp_path / "out"
     if family == "gemma3_text":  # as of a model too large for one file
         monkeypatch.setattr(onnx_export, "_MOST_BYTES_OF_A_FILE", 1)
