@@ -24,7 +24,7 @@ def main() -> None:
     given = parser.parse_args()
     model = SimCSEModel.from_pretrained(given.model)
     tasks = sts.load_sts_tasks([given.pairs], split="test")
-    describe, parts = sts._describe_space, []
+    describe, parts = sts.describe_space, []
 
     def timed(*args, **kwargs):
         start = time.perf_counter()
@@ -32,7 +32,7 @@ def main() -> None:
         parts.append(time.perf_counter() - start)
         return found
 
-    sts._describe_space = timed
+    sts.describe_space = timed
     shares = []
     for _ in range(given.calls):
         start = time.perf_counter()

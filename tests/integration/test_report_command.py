@@ -4,6 +4,7 @@ import json
 import sys
 
 import pytest
+from helpers.retrieval import random_texts, write_beir
 from helpers.tiny import WORDS
 from helpers.training import build_model
 
@@ -58,6 +59,27 @@ def test_how_it_is_computed_is_said_as_to_the_other_commands(folder, monkeypatch
     assert (folder / "report/report.html").read_text(encoding="utf-8") != short
     assert report(monkeypatch, "run", "--tasks", "pairs.csv", "--device", "gpu9") == 2
     assert "device is 'gpu9', which is not there" in capsys.readouterr().err
+
+
+def test_retrieval_of_pairs_and_of_a_folder_as_beirs(folder, monkeypatch, capsys):
+    texts = random_texts(24, 3)
+    rows = [f"{a},{b}" for a, b in zip(texts[:12], texts[12:], strict=True)]
+    (folder / "faq.csv").write_text("\n".join(["frage,antwort", *rows]))
+    (folder / "more.txt").write_text("\n".join(random_texts(5, 4)))
+    ids = [str(i) for i in range(12)]
+    corpus, queries = dict(zip(ids, texts[12:], strict=True)), dict(zip(ids, texts, strict=False))
+    write_beir(folder / "beir", corpus, queries, [(name, name, 1) for name in ids], "dev")
+    words = ["run", "--baseline", "run", "--baseline_pooling_mode", "max", "--split", "dev"]
+    words += ["--tasks", "faq.csv", "beir", "--columns", "frage", "antwort"]
+    assert report(monkeypatch, *words, "--corpus", "more.txt") == 0
+    page = (folder / "report/report.html").read_text(encoding="utf-8")
+    assert "12 queries among 17 passages of faq and 12 queries among 12 passages of beir" in page
+    assert "faq.csv, beir (dev)." in page
+    for measure in ("faq recall@1", "beir MRR@10", "mean nDCG@10", "over 24 queries"):
+        assert measure in page
+    (folder / "labels.csv").write_text("text,label\na man,0\na dog,1\n")
+    assert report(monkeypatch, "run", "--tasks", "labels.csv") == 2
+    assert "labels has labels. Leave it out of --tasks" in capsys.readouterr().err
 
 
 def test_a_task_of_a_folder_and_no_run(folder, monkeypatch):

@@ -20,8 +20,15 @@ from simcse_trainer.analysis.figures import (
     plane_figure,
     spectrum_figure,
 )
-from simcse_trainer.analysis.space import EmbeddingSpaceStats
-from simcse_trainer.evaluation.verdict import bootstrap_change, judge
+from simcse_trainer.analysis.space import EmbeddingSpaceStats, band_labels, different_sentences
+from simcse_trainer.data.retrieval import RetrievalData
+from simcse_trainer.evaluation.suite import bootstrap_tasks, split_tasks
+from simcse_trainer.evaluation.tasks import (
+    RETRIEVAL_METRICS,
+    label_metric,
+    split_retrieval_metric,
+)
+from simcse_trainer.evaluation.verdict import judge
 from simcse_trainer.version import __version__
 
 PAGE = "report.html"
@@ -65,10 +72,8 @@ def write_report(
     baseline: Measured | None,
     *,
     data: str,
-    sentences: int,
-    bands: Sequence[str],
+    tasks: Mapping[str, Any],
     path: Sequence[PathPoint] = (),
-    tasks: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `report.html`, which needs nothing else, and each figure as a PNG.
 
@@ -76,12 +81,9 @@ def write_report(
         folder: Made if it is not there.
         model: The one that the report is of.
         baseline: What it is compared with, measured on the same data.
-        data: What it was measured on, in words.
-        sentences: How many different ones.
-        bands: Names of the bands, from `band_labels`.
+        data: Names of the tasks, as they are shown.
+        tasks: Name -> scored pairs, or queries and passages.
         path: Of the training run, from `read_path`.
-        tasks: The scored pairs themselves: then also the verdict, and the pairs in which model and
-            people differ most.
 
     Returns:
         The page.
@@ -91,21 +93,26 @@ def write_report(
     """
     measured = {"baseline": baseline, "model": model} if baseline else {"model": model}
     spaces = {name: one.space for name, one in measured.items()}
-    figures = draw_figures(spaces, bands, path)
+    scored, searched = split_tasks(tasks)
+    figures = draw_figures(spaces, band_labels(scored), path)
     template = files("simcse_trainer").joinpath("report_template.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True).from_string(template)
-    text = page.render(
+    environment = Environment(autoescape=True)
+    environment.filters["short"] = shorten
+    text = environment.from_string(template).render(
         model=model.name,
         pooling_mode=model.pooling_mode,
         baseline=baseline.name if baseline else "",
         baseline_pooling_mode=baseline.pooling_mode if baseline else "",
+        names=list(spaces),
         data=data,
-        pairs=sum(model.space.pairs),
-        sentences=sentences,
+        counts=_count(tasks),
+        alike=_name_alike(scored),
         rows=_table(spaces),
         figures=figures,
-        verdict=_find_verdict(model, baseline, tasks or {}),
-        differences=find_differences(tasks or {}, spaces),
+        points=_list_points(spaces),
+        verdict=_find_verdict(spaces, tasks),
+        differences=find_differences(scored, spaces),
+        queries=find_query_differences(searched, spaces),
         neighbors=_list_neighbors(spaces),
         version=__version__,
     )
@@ -116,6 +123,35 @@ def write_report(
     return folder / PAGE
 
 
+# Longer texts are cut.
+MAX_CHARACTERS = 160
+
+
+def shorten(text: str) -> str:
+    """Cut a long text, and make one line of it."""
+    line = " ".join(text.split())
+    return line if len(line) <= MAX_CHARACTERS else line[: MAX_CHARACTERS - 2].rstrip() + " …"
+
+
+def _count(tasks: Mapping[str, Any]) -> str:
+    scored, searched = split_tasks(tasks)
+    parts = []
+    if scored:
+        pairs = sum(len(task["score"]) for task in scored.values())
+        sentences = len(different_sentences(tasks))
+        parts.append(f"{pairs:,} scored pairs of {sentences:,} different sentences")
+    for name, task in searched.items():
+        of = f" of {name}" if len(searched) > 1 else ""
+        parts.append(f"{len(task.queries):,} queries among {task.passages:,} passages{of}")
+    return " and ".join(parts)
+
+
+def _name_alike(scored: Mapping[str, Any]) -> str:
+    if scored:
+        return "the pairs rated above four fifths of the scale"
+    return "queries and a relevant passage of each"
+
+
 def draw_figures(
     spaces: Mapping[str, EmbeddingSpaceStats], bands: Sequence[str], path: Sequence[PathPoint] = ()
 ) -> list[ReportFigure]:
@@ -123,7 +159,7 @@ def draw_figures(
 
     Args:
         spaces: "model" and "baseline" -> what was measured.
-        bands: Names of the bands, from `band_labels`.
+        bands: Names of the bands, from `band_labels`; none without scored pairs.
         path: Of the training run.
     """
     model = spaces["model"]
@@ -132,19 +168,23 @@ def draw_figures(
         for name, space in spaces.items()
         if {"alignment", "uniformity"} <= set(space.metrics)
     }
-    figures = [
-        ReportFigure(
-            "cosine_by_score",
-            "Cosines by gold score",
-            "The less the rows overlap, the better a cosine tells how alike two texts are; each "
-            "model's heights are relative to its highest peak.",
-            cosine_figure(
-                model.grid,
-                {name: space.densities for name, space in spaces.items()},
-                bands,
-                model.pairs,
-            ),
-        ),
+    figures = []
+    if bands:
+        figures.append(
+            ReportFigure(
+                "cosine_by_score",
+                "Cosines by gold score",
+                "The less the rows overlap, the better a cosine tells how alike two texts are; "
+                "each model's heights are relative to its highest peak.",
+                cosine_figure(
+                    model.grid,
+                    {name: space.densities for name, space in spaces.items()},
+                    bands,
+                    model.pairs,
+                ),
+            )
+        )
+    figures.append(
         ReportFigure(
             "singular_values",
             "Singular values of the embeddings",
@@ -154,8 +194,8 @@ def draw_figures(
                 {name: space.singular_values for name, space in spaces.items()},
                 {name: space.effective_rank for name, space in spaces.items()},
             ),
-        ),
-    ]
+        )
+    )
     if all(space.layers for space in spaces.values()):
         figures.append(
             ReportFigure(
@@ -187,6 +227,14 @@ def _table(spaces: Mapping[str, EmbeddingSpaceStats]) -> list[dict[str, str]]:
     rows = {name: (name.removesuffix("_spearman"), _CORRELATION, 2) for name in tasks}
     if len(tasks) > 1:
         rows["avg_sts"] = ("mean", _CORRELATION, 2)
+    searched = [name for name in metrics if split_retrieval_metric(name)]
+    # One task has its own figures and the means, which are the same.
+    several = len(searched) > 2 * len(RETRIEVAL_METRICS)
+    rows |= {
+        name: (label_metric(name), "× 100; higher is better", 2)
+        for name in searched
+        if several or name not in RETRIEVAL_METRICS
+    }
     rows |= {
         "alignment": ("alignment", "of pairs of one meaning; lower is better", 3),
         "uniformity": ("uniformity", "of all sentences; lower is better", 3),
@@ -214,12 +262,12 @@ def _change(values: Mapping[str, float | None], digits: int) -> str:
     return f"{new - old:+.{digits}f}".replace("-", "−")
 
 
-def _find_verdict(model: Measured, baseline: Measured | None, tasks: Mapping[str, Any]) -> str:
-    if baseline is None:
+def _find_verdict(spaces: Mapping[str, EmbeddingSpaceStats], tasks: Mapping[str, Any]) -> str:
+    if "baseline" not in spaces:
         return ""
-    gold = {name: list(task["score"]) for name, task in tasks.items()}
-    interval = bootstrap_change(baseline.space.cosines, model.space.cosines, gold)
-    return str(judge(baseline.space.metrics, model.space.metrics, interval=interval) or "")
+    before, after = spaces["baseline"], spaces["model"]
+    interval = bootstrap_tasks(before, after, tasks)
+    return str(judge(before.metrics, after.metrics, interval=interval) or "")
 
 
 @dataclass(frozen=True)
@@ -265,6 +313,85 @@ def find_differences(
             pair = PairDifference(*texts, gold[i], shown, bool(apart[i] > 0))
             found.append((abs(float(apart[i])), pair))
     return [pair for _, pair in sorted(found, key=lambda item: -item[0])[:most]]
+
+
+@dataclass(frozen=True)
+class QueryDifference:
+    """A query that a model finds the passages of better or worse than the baseline does.
+
+    Attributes:
+        query: The text.
+        relevant: A relevant passage; empty where none is in the collection.
+        gains: "model", "baseline" and "change" -> nDCG@10, times 100.
+        instead: "model" and "baseline" -> the passage found first, where it is not relevant.
+    """
+
+    query: str
+    relevant: str
+    gains: Mapping[str, str]
+    instead: Mapping[str, str]
+
+
+def find_query_differences(
+    tasks: Mapping[str, RetrievalData],
+    spaces: Mapping[str, EmbeddingSpaceStats],
+    *,
+    most: int = 10,
+) -> list[QueryDifference]:
+    """Find the queries in which model and baseline differ most; of a model alone its worst.
+
+    Args:
+        tasks: Name -> queries and passages.
+        spaces: "model" and "baseline" -> what was measured on them.
+        most: The most queries to return; of each task the largest difference or worst first.
+    """
+    found: list[tuple[float, str, int]] = []
+    for name in tasks:
+        new = spaces["model"].gains[name]
+        old = spaces["baseline"].gains[name] if "baseline" in spaces else [1.0] * len(new)
+        found += [(-abs(b - a), name, i) for i, (a, b) in enumerate(zip(old, new, strict=True))]
+    chosen = [(name, i) for apart, name, i in sorted(found)[:most] if apart < 0]
+    differences = []
+    for name, task in tasks.items():
+        rows = [i for other, i in chosen if other == name]
+        if not rows:
+            continue
+        relevant = {i: task.first_relevant(i) for i in rows}
+        first = {
+            i: {who: space.rankings[name][i][0] for who, space in spaces.items()} for i in rows
+        }
+        texts = task.read_texts(
+            {*relevant.values(), *(n for x in first.values() for n in x.values())}
+        )
+        differences += [
+            QueryDifference(
+                task.queries[i],
+                texts.get(relevant[i], ""),
+                _show_gains({who: space.gains[name][i] for who, space in spaces.items()}),
+                {w: texts[n] for w, n in first[i].items() if n not in task.relevant[i]},
+            )
+            for i in rows
+        ]
+    return differences
+
+
+def _show_gains(gains: Mapping[str, float]) -> dict[str, str]:
+    scaled = {who: 100 * gain for who, gain in gains.items()}
+    return {who: _number(gain, 1) for who, gain in scaled.items()} | {"change": _change(scaled, 1)}
+
+
+def _list_points(spaces: Mapping[str, EmbeddingSpaceStats]) -> list[dict[str, Any]]:
+    """List the sentences of the map, with their places in its frames."""
+    return [
+        {"text": text} | {name: _place(*space.places[text]) for name, space in spaces.items()}
+        for text in spaces["model"].places
+        if all(text in space.places for space in spaces.values())
+    ]
+
+
+def _place(x: float, y: float) -> tuple[str, str]:
+    """Keep off the edges, and at the top off the frame's name."""
+    return f"{0.03 + 0.94 * x:.3f}", f"{0.12 + 0.85 * y:.3f}"
 
 
 def _list_neighbors(spaces: Mapping[str, EmbeddingSpaceStats]) -> list[dict[str, Any]]:

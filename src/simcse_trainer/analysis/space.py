@@ -1,28 +1,27 @@
-"""A model's embedding space, measured on scored pairs: all numbers of its report."""
+"""A model's embedding space, measured on evaluation data: all numbers of its report."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from sklearn.manifold import TSNE
 from torch import Tensor
 from torch.nn import functional as F
 
 from simcse_trainer.errors import InputError
 from simcse_trainer.evaluation.space import anisotropy, effective_rank, singular_values
-from simcse_trainer.evaluation.sts import get_scale, score_pairs
+from simcse_trainer.evaluation.sts import describe_space, get_scale
+from simcse_trainer.evaluation.suite import encode_once, score_tasks, split_tasks
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.packing import build_batch
 from simcse_trainer.model.progress import bar
-
-if TYPE_CHECKING:
-    from simcse_trainer.model.modeling import SimCSEModel
-
 
 BANDS = 5
 _GRID = torch.linspace(-1, 1, 201, dtype=torch.float64)
@@ -34,12 +33,12 @@ class EmbeddingSpaceStats:
     """What was measured.
 
     Attributes:
-        metrics: Of `evaluate_sts`: correlations, alignment, uniformity, anisotropy.
+        metrics: Of `evaluate_tasks`: correlations, retrieval, alignment, uniformity, anisotropy.
         singular_values: Of all different sentences, the largest first.
         effective_rank: The effective rank of the singular values.
         dimensions: D, the size of an embedding.
         densities: Per band of scores, from the lowest: of the cosines of its pairs at `grid`; empty
-            where the band has no pair.
+            where the band has no pair. No band without scored pairs.
         pairs: Per band, how many.
         grid: The cosines at which densities are given.
         layers: Measure -> value after the embeddings and after each layer: `anisotropy` of all
@@ -47,6 +46,9 @@ class EmbeddingSpaceStats:
             sentences, `self_similarity`. Empty where the tokenizer knows no word.
         cosines: Task -> cosine of each pair.
         neighbors: Some sentences -> the nearest others with their cosines, nearest first.
+        gains: Task of retrieval -> nDCG@10 of each query, from 0 to 1.
+        rankings: Task of retrieval -> for each query the numbers of the nearest passages.
+        places: Some sentences -> their places on a map of two axes from 0 to 1.
     """
 
     metrics: Mapping[str, float]
@@ -59,6 +61,9 @@ class EmbeddingSpaceStats:
     layers: Mapping[str, Sequence[float]]
     cosines: Mapping[str, Sequence[float]] = field(default_factory=dict)
     neighbors: Mapping[str, Sequence[tuple[float, str]]] = field(default_factory=dict)
+    gains: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    rankings: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+    places: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def measure_space(
@@ -70,37 +75,39 @@ def measure_space(
 ) -> EmbeddingSpaceStats:
     """Measure all of it; each different sentence is encoded once, and once more for the layers.
 
+    The space is that of the scored pairs; where there are none, that of the queries and a relevant
+    passage of each, which are then the pairs of one meaning.
+
     Args:
         model: The model whose space is measured.
-        tasks: Name -> data set (or mapping of lists) of sentence1, sentence2, score.
+        tasks: Name -> data set (or mapping of lists) of sentence1, sentence2, score; or queries
+            and passages.
         batch_size: Sentences per forward pass.
         show_progress_bar: Whether to show a progress bar on stderr.
 
     Raises:
         InputError: For the reasons of `SimCSEModel.encode`.
     """
-    texts = different_sentences(tasks)
-    embeddings = F.normalize(
-        model.encode(texts, batch_size=batch_size, show_progress_bar=show_progress_bar).double(),
-        dim=-1,
+    pairs = list_pairs(tasks)
+    texts = list(dict.fromkeys(text for side in pairs for text in side))
+    encode = encode_once(
+        partial(model.encode, batch_size=batch_size, show_progress_bar=show_progress_bar), texts
     )
-    row = {text: number for number, text in enumerate(texts)}
-
-    def encode(given: Sequence[str]) -> Tensor:
-        return embeddings[torch.tensor([row[text] for text in given])]
-
-    cosines, bands = [], []
-    for task in tasks.values():
-        cosines.append((encode(task["sentence1"]) * encode(task["sentence2"])).sum(-1))
-        gold = torch.tensor(list(task["score"]), dtype=torch.float64)
-        bands.append(score_bands(gold, get_scale(task["score"]), BANDS))
-    by_band = [torch.cat(cosines)[torch.cat(bands) == band] for band in range(BANDS)]
+    embeddings = F.normalize(encode(texts).double(), dim=-1)
+    found = score_tasks(encode, tasks)
+    scored, _ = split_tasks(tasks)
+    if not scored:
+        left, right = (F.normalize(encode(side).double(), dim=-1) for side in pairs)
+        found.metrics.update(describe_space(embeddings, [(left, right)]))
+    by_band = _split_by_band(scored, found.cosines)
     sigma = singular_values(embeddings)
-    scored = score_pairs(encode, tasks)
     return EmbeddingSpaceStats(
-        metrics=scored.metrics,
-        cosines=scored.cosines,
+        metrics=found.metrics,
+        cosines=found.cosines,
+        gains=found.gains,
+        rankings=found.rankings,
         neighbors=_find_neighbors(embeddings, texts),
+        places=_find_places(embeddings, texts),
         singular_values=sigma.tolist(),
         effective_rank=effective_rank(sigma),
         dimensions=embeddings.shape[1],
@@ -115,6 +122,19 @@ def measure_space(
             show_progress_bar,
         ),
     )
+
+
+def _split_by_band(
+    tasks: Mapping[str, Any], cosines: Mapping[str, Sequence[float]]
+) -> list[Tensor]:
+    if not tasks:
+        return []
+    found, bands = [], []
+    for name, task in tasks.items():
+        found.append(torch.tensor(cosines[name], dtype=torch.float64))
+        gold = torch.tensor(list(task["score"]), dtype=torch.float64)
+        bands.append(score_bands(gold, get_scale(task["score"]), BANDS))
+    return [torch.cat(found)[torch.cat(bands) == band] for band in range(BANDS)]
 
 
 # Sentences at even distances whose neighbours are found, and how many.
@@ -133,15 +153,76 @@ def _find_neighbors(embeddings: Tensor, texts: Sequence[str]) -> dict[str, list[
     return found
 
 
+# Sentences of the map, at even distances: more cover each other.
+_MAPPED = 200
+
+
+def _find_places(embeddings: Tensor, texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Place neighbours beside each other (t-SNE), beginning with the two principal components."""
+    count = min(_MAPPED, len(texts))
+    rows = [i * len(texts) // count for i in range(count)]
+    # The gradient is of a few sentences: of fewer than these there is no map.
+    if count < 8:
+        return {}
+    chosen = embeddings[rows]
+    centred = chosen - chosen.mean(0)
+    start = centred @ torch.linalg.svd(centred, full_matrices=False).Vh[:2].T
+    start *= 1e-4 / start.std().clamp(min=1e-12)
+    tsne = TSNE(
+        perplexity=min(30.0, (count - 1) / 3),
+        metric="cosine",
+        init=start.float().numpy(),
+        random_state=0,
+    )
+    found = tsne.fit_transform(chosen.numpy())
+    low, high = found.min(0), found.max(0)
+    places = (found - low) / np.maximum(high - low, 1e-12)
+    return {texts[row]: (float(x), float(y)) for row, (x, y) in zip(rows, places, strict=True)}
+
+
 def different_sentences(tasks: Mapping[str, Any]) -> list[str]:
-    """Return the sentences of all tasks, each once."""
-    sides = [task[side] for task in tasks.values() for side in ("sentence1", "sentence2")]
-    return list(dict.fromkeys(text for side in sides for text in side))
+    """Return the sentences of the space, each once."""
+    return list(dict.fromkeys(text for side in list_pairs(tasks) for text in side))
+
+
+# Of more queries every n-th stands for all in the space.
+_MOST_QUERIES = 4096
+
+
+def list_pairs(tasks: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """List both sides of the scored pairs, or else queries and a relevant passage of each.
+
+    Raises:
+        InputError: No relevant passage is in the collection.
+    """
+    scored, searched = split_tasks(tasks)
+    first = [text for task in scored.values() for text in task["sentence1"]]
+    second = [text for task in scored.values() for text in task["sentence2"]]
+    for task in () if scored else searched.values():
+        count = min(_MOST_QUERIES, len(task.queries))
+        rows = [i * len(task.queries) // count for i in range(count)]
+        wanted = [task.first_relevant(row) for row in rows]
+        texts = task.read_texts(set(wanted))
+        there = [(task.queries[r], texts[n]) for r, n in zip(rows, wanted, strict=True) if n >= 0]
+        first += [query for query, _ in there]
+        second += [passage for _, passage in there]
+    if not first:
+        raise InputError(
+            f"{', '.join(searched)}: none of the relevant passages is in the collection. Check "
+            "that corpus-id in qrels and _id in corpus.jsonl are the same ids."
+        )
+    return first, second
 
 
 def band_labels(tasks: Mapping[str, Any]) -> list[str]:
-    """Name each band by its scores, such as "4–5", from the lowest; of scales that differ, in %."""
+    """Name each band by its scores, such as "4–5", from the lowest; of scales that differ, in %.
+
+    Args:
+        tasks: Name -> scored pairs; of none there is no band.
+    """
     scales = {get_scale(task["score"]) for task in tasks.values()}
+    if not scales:
+        return []
     top, unit = (scales.pop(), "") if len(scales) == 1 else (100.0, " %")
     return [
         f"{low:g}–{high:g}{unit}"

@@ -16,6 +16,8 @@ from simcse_trainer.cli.models import (
     Device,
     Dtype,
     MaxSeqLength,
+    PairColumns,
+    PairCorpus,
     Revision,
     Split,
     TrustRemoteCode,
@@ -51,13 +53,15 @@ def report(
     tasks: Annotated[
         list[str],
         typer.Option(
-            help="Scored pairs: tasks' names, or files of sentence1, sentence2, score. Several "
-            "are put together.",
+            help="Tasks' names, or files: scored pairs, or pairs of queries and passages; or "
+            "folders as BEIR's. Several are put together.",
             rich_help_panel=TASKS,
         ),
     ] = ["stsb"],  # noqa: B006 - typer copies it
     split: Split = "test",
     data_dir: DataDir = None,
+    columns: PairColumns = None,
+    corpus: PairCorpus = None,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -73,19 +77,15 @@ def report(
     dtype: Dtype = None,
     attn_implementation: AttnImplementation = None,
 ) -> None:
-    """Show how a model's embeddings are spread: one HTML page, and its figures as PNG."""
+    """Show a model's scores and how its embeddings are spread: an HTML page, figures as PNG."""
     from simcse_trainer.analysis.figures import require_matplotlib
     from simcse_trainer.analysis.report import write_report
-    from simcse_trainer.analysis.space import band_labels, different_sentences
     from simcse_trainer.cli.models import loading_options
-    from simcse_trainer.evaluation.sts import load_sts_tasks
-    from simcse_trainer.evaluation.tasks import EVALUATE_OPTIONS
 
     require_matplotlib()
     announce("Reading the evaluation data")
     path = _read_path(run, model)
-    folder = None if data_dir is None else str(data_dir)
-    loaded = load_sts_tasks(tasks, split=split, data_dir=folder, options=EVALUATE_OPTIONS)
+    loaded = _load_tasks(tasks, split, data_dir, columns, corpus)
     options = loading_options(revision, trust_remote_code, base_model, dtype, attn_implementation)
     options["device"] = device
     read = _load(model, None, max_seq_length=max_seq_length, **options)
@@ -105,13 +105,38 @@ def report(
         output,
         measured,
         other,
-        data=", ".join(_show(task) if Path(task).suffix else f"{task} ({split})" for task in tasks),
-        sentences=len(different_sentences(loaded)),
-        bands=band_labels(loaded),
-        path=path,
+        data=", ".join(
+            _show(task) + ("" if Path(task).is_file() else f" ({split})") for task in tasks
+        ),
         tasks=loaded,
+        path=path,
     )
     typer.echo(f"The report is {page}; its figures are beside it.")
+
+
+def _load_tasks(
+    tasks: list[str],
+    split: str,
+    data_dir: Path | None,
+    columns: list[str] | None,
+    corpus: Path | None,
+) -> dict[str, Any]:
+    from simcse_trainer.errors import InputError
+    from simcse_trainer.evaluation.suite import load_suite
+
+    suite = load_suite(
+        tasks,
+        split=split,
+        data_dir=None if data_dir is None else str(data_dir),
+        columns=columns or (),
+        corpus=corpus,
+    )
+    if suite.transfer:
+        raise InputError(
+            f"The report is of scored pairs and of retrieval; {', '.join(suite.transfer)} has "
+            "labels. Leave it out of --tasks, or use `simcse-trainer evaluate`."
+        )
+    return suite.sts | suite.retrieval
 
 
 def _load(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,14 @@ class RetrievalData:
     relevant: Sequence[frozenset[int]]
     passages: int
     read_passages: Callable[[], Iterator[tuple[int, str]]]
+
+    def read_texts(self, numbers: Collection[int]) -> dict[int, str]:
+        """Read the passages of these numbers, as far as they are in the collection."""
+        return {number: text for number, text in self.read_passages() if number in numbers}
+
+    def first_relevant(self, query: int) -> int:
+        """Return a relevant passage of a query, negative only if none is in the collection."""
+        return min(self.relevant[query], key=lambda number: (number < 0, number))
 
 
 def find_pair_columns(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -45,35 +46,49 @@ def evaluate_retrieval(
         `<task>_recall_at_1`, `<task>_ndcg_at_10` and so on, by the names of `RETRIEVAL_METRICS`,
         and under each name alone the mean over the tasks.
     """
-    return score_retrieval(encode_queries, encode_passages, tasks)[0]
+    return score_retrieval(encode_queries, encode_passages, tasks).metrics
+
+
+@dataclass(frozen=True)
+class RetrievalScores:
+    """What a model finds.
+
+    Attributes:
+        metrics: As `evaluate_retrieval` gives them.
+        gains: Task -> nDCG@10 of each query, from 0 to 1.
+        rankings: Task -> for each query the numbers of the nearest passages, nearest first.
+    """
+
+    metrics: dict[str, float]
+    gains: dict[str, list[float]]
+    rankings: dict[str, list[list[int]]]
 
 
 def score_retrieval(
     encode_queries: Encoder, encode_passages: Encoder, tasks: Mapping[str, RetrievalData]
-) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Evaluate as `evaluate_retrieval` does, and keep the nDCG@10 of each query.
+) -> RetrievalScores:
+    """Evaluate as `evaluate_retrieval` does, and keep what is found for each query.
 
     Args:
         encode_queries: See `evaluate_retrieval`, as for the others.
         encode_passages: Passages to embeddings [n, D].
         tasks: Name -> queries and passages.
-
-    Returns:
-        What `evaluate_retrieval` returns, and task -> nDCG@10 of each query, from 0 to 1.
     """
     results: dict[str, float] = {}
     gains: dict[str, list[float]] = {}
+    rankings: dict[str, list[list[int]]] = {}
     for name, task in tasks.items():
         queries = normalize(encode_queries(task.queries), dim=-1)
         _, found = find_nearest(queries, _encode_blocks(encode_passages, task), DEPTH)
-        scored = score_queries(found.tolist(), task.relevant)
+        rankings[name] = found.tolist()
+        scored = score_queries(rankings[name], task.relevant)
         gains[name] = scored["ndcg_at_10"]
         results |= {f"{name}_{metric}": _mean(values) for metric, values in scored.items()}
     means = {
         metric: sum(results[f"{name}_{metric}"] for name in tasks) / len(tasks)
         for metric in RETRIEVAL_METRICS
     }
-    return results | means, gains
+    return RetrievalScores(results | means, gains, rankings)
 
 
 def score_rankings(

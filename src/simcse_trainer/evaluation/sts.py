@@ -110,11 +110,13 @@ class PairScores:
         metrics: As `evaluate_sts` and `evaluate_retrieval` give them.
         cosines: Task -> cosine of each pair.
         gains: Task of retrieval -> nDCG@10 of each query, from 0 to 1.
+        rankings: Task of retrieval -> for each query the numbers of the nearest passages.
     """
 
     metrics: dict[str, float]
     cosines: dict[str, list[float]]
     gains: dict[str, list[float]] = field(default_factory=dict)
+    rankings: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
 def evaluate_sts(encode: Encoder, tasks: Mapping[str, Any]) -> dict[str, float]:
@@ -160,7 +162,7 @@ def score_pairs(encode: Encoder, tasks: Mapping[str, Any]) -> PairScores:
         alike = torch.tensor(gold, dtype=torch.float64) > 0.8 * get_scale(gold)
         positives.append((first[alike], second[alike]))
     results["avg_sts"] = sum(results.values()) / len(results)
-    return PairScores(results | _describe_space(embeddings, positives), found_cosines)
+    return PairScores(results | describe_space(embeddings, positives), found_cosines)
 
 
 def get_scale(scores: Sequence[float]) -> float:
@@ -169,10 +171,16 @@ def get_scale(scores: Sequence[float]) -> float:
     return next((top for top in (1.0, 5.0) if highest <= top), highest)
 
 
-def _describe_space(
+def describe_space(
     embeddings: Tensor, positives: Sequence[tuple[Tensor, Tensor]]
 ) -> dict[str, float]:
-    """Describe the space; of many sentences uniformity takes every n-th, the same every time."""
+    """Compute `SPACE_METRICS`, each only where it exists.
+
+    Args:
+        embeddings: [N, D] of all different texts, of length 1; of many, uniformity takes every
+            n-th, the same every time.
+        positives: Both sides, each [n, D], of texts that belong together, task by task.
+    """
     found = {}
     first, second = (torch.cat(side) for side in zip(*positives, strict=True))
     if len(first):

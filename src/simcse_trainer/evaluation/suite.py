@@ -39,6 +39,7 @@ from simcse_trainer.evaluation.transfer import (
     load_transfer_task,
     split_texts,
 )
+from simcse_trainer.evaluation.verdict import Interval, bootstrap_change, bootstrap_gains
 
 # Endings of what there is of each task.
 _SCORES = ("_spearman", "_accuracy", "_f1")
@@ -268,14 +269,19 @@ def load_suite(
 
 
 def encode_once(encode: Encoder, texts: Iterable[str]) -> Encoder:
-    """Encode every different text, and look embeddings up from then on."""
+    """Encode every different text, and look embeddings up from then on; those of others follow."""
     rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     if not rows:
         return encode
     embeddings = encode(list(rows))
 
     def look_up(wanted: Sequence[str]) -> Tensor:
-        return embeddings[torch.tensor([rows[text] for text in wanted])]
+        new = list(dict.fromkeys(text for text in wanted if text not in rows))
+        places, known = rows, embeddings
+        if new:
+            places = rows | {text: len(rows) + i for i, text in enumerate(new)}
+            known = torch.cat([embeddings, encode(new)])
+        return known[torch.tensor([places[text] for text in wanted])]
 
     return look_up
 
@@ -297,14 +303,34 @@ def score_tasks(encode: Encoder, tasks: Mapping[str, Any]) -> PairScores:
         encode: Texts to embeddings [n, D].
         tasks: Name -> data set of sentence1, sentence2, score; or queries and passages.
     """
-    searched = {name: data for name, data in tasks.items() if isinstance(data, RetrievalData)}
-    scored = {name: data for name, data in tasks.items() if name not in searched}
+    scored, searched = split_tasks(tasks)
     found = score_pairs(encode, scored) if scored else PairScores({}, {})
     if searched:
-        metrics, gains = score_retrieval(encode, encode, searched)
-        found.metrics.update(metrics)
-        found.gains.update(gains)
+        retrieved = score_retrieval(encode, encode, searched)
+        found.metrics.update(retrieved.metrics)
+        found.gains.update(retrieved.gains)
+        found.rankings.update(retrieved.rankings)
     return found
+
+
+def split_tasks(tasks: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, RetrievalData]]:
+    """Return the scored pairs, and the queries and passages."""
+    searched = {name: data for name, data in tasks.items() if isinstance(data, RetrievalData)}
+    return {name: data for name, data in tasks.items() if name not in searched}, searched
+
+
+def bootstrap_tasks(before: Any, after: Any, tasks: Mapping[str, Any]) -> Interval | None:
+    """Find where the change of the score that `judge` looks at would be for other data like this.
+
+    Args:
+        before: The `cosines` and `gains` of `score_tasks`, by one model.
+        after: The same by the other.
+        tasks: The data of both.
+    """
+    gold = {name: list(task["score"]) for name, task in split_tasks(tasks)[0].items()}
+    if gold:
+        return bootstrap_change(before.cosines, after.cosines, gold)
+    return bootstrap_gains(before.gains, after.gains)
 
 
 def count_examples(tasks: Mapping[str, Any]) -> int:

@@ -22,9 +22,14 @@ from simcse_trainer.data.loading import load_training_data
 from simcse_trainer.data.retrieval import RetrievalData
 from simcse_trainer.errors import CollectedErrors, InputError, at_command_line
 from simcse_trainer.evaluation.sts import SPACE_METRICS, TASKS, get_task_name
-from simcse_trainer.evaluation.suite import encode_once, load_training_tasks, score_tasks
+from simcse_trainer.evaluation.suite import (
+    bootstrap_tasks,
+    encode_once,
+    load_training_tasks,
+    score_tasks,
+)
 from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS, label_metric, split_retrieval_metric
-from simcse_trainer.evaluation.verdict import Verdict, bootstrap_change, bootstrap_gains, judge
+from simcse_trainer.evaluation.verdict import Verdict, judge
 from simcse_trainer.files import CARD, RESULTS, STATE, TRAINING_ARGS, TRAINING_CURVE
 from simcse_trainer.hub.card_data import EvaluatedOn
 from simcse_trainer.hub.run_info import RunInfo, changed_options
@@ -387,14 +392,10 @@ def judge_run(
         tasks: Name -> scored pairs, or queries and passages, of both.
         log_history: The log of the run, with its losses.
     """
-    scored = {name: task for name, task in tasks.items() if not isinstance(task, RetrievalData)}
-    gold = {name: list(task["score"]) for name, task in scored.items()}
     return judge(
         before.metrics,
         after.metrics,
-        interval=bootstrap_change(before.cosines, after.cosines, gold)
-        if gold
-        else bootstrap_gains(before.gains, after.gains),
+        interval=bootstrap_tasks(before, after, tasks),
         losses=[entry["loss"] for entry in log_history if "loss" in entry],
     )
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from helpers.checks import fails
@@ -12,6 +14,8 @@ from simcse_trainer.analysis.space import (
     intra_sentence_similarity,
     measure_space,
 )
+from simcse_trainer.data.retrieval import RetrievalData
+from simcse_trainer.evaluation.retrieval import evaluate_retrieval
 from simcse_trainer.evaluation.space import alignment, anisotropy
 
 GOLD = [0.0, 0.5, 1.5, 2.5, 4.0, 4.5, 5.0, 5.0]
@@ -77,3 +81,37 @@ def test_what_is_no_number_is_named(model):
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
     fails(lambda: measure_space(model, {"x": TASK}), "is not finite")
+
+
+def test_of_retrieval_the_space_is_that_of_queries_and_a_passage_of_each(model):
+    passages = [*RIGHT, "cat dog"]
+    relevant = [frozenset({i, -1}) for i in range(8)]
+    data = RetrievalData(LEFT, relevant, 9, lambda: iter(enumerate(passages)))
+    space = measure_space(model, {"faq": data})
+    expected = evaluate_retrieval(model.encode, model.encode, {"faq": data})
+    assert {name: space.metrics[name] for name in expected} == pytest.approx(expected)
+    x, y = model.encode(LEFT).double(), model.encode(RIGHT).double()
+    assert space.metrics["alignment"] == pytest.approx(alignment(x, y), rel=1e-5)
+    assert different_sentences({"faq": data}) == [*LEFT, RIGHT[-1]]
+    assert space.densities == space.pairs == []
+    assert [len(found) for found in space.rankings["faq"]] == [9] * 8
+    # Of both kinds the space is that of the scored pairs.
+    both = measure_space(model, {"faq": data, "mine": TASK})
+    assert both.metrics["faq_ndcg_at_10"] == space.metrics["faq_ndcg_at_10"]
+    assert both.pairs == [2, 1, 1, 1, 3]
+    lost = RetrievalData(LEFT[:2], [frozenset({-1})] * 2, 1, lambda: iter(enumerate(["a"])))
+    fails(lambda: measure_space(model, {"lost": lost}), "corpus-id")
+
+
+def test_the_map_is_the_same_every_time_and_neighbours_are_near(model):
+    places = measure_space(model, {"mine": TASK}).places
+    assert places == measure_space(model, {"mine": TASK}).places
+    assert list(places) == [*LEFT, RIGHT[-1]]
+    assert all(0 <= part <= 1 for place in places.values() for part in place)
+    few = {side: TASK[side][:3] for side in TASK}
+    assert measure_space(model, {"few": few}).places == {}
+    with torch.no_grad():
+        for name, parameter in model.backbone.named_parameters():
+            parameter.fill_(1.0 if name.endswith("LayerNorm.bias") else 0.0)
+    collapsed = measure_space(model, {"mine": TASK}).places
+    assert all(math.isfinite(part) for place in collapsed.values() for part in place)

@@ -47,6 +47,8 @@ def test_looked_up_embeddings_are_those_that_were_encoded():
     look_up = encode_once(lambda texts: (asked.append(texts), embed(texts))[1], ["b", "a", "b"])
     torch.testing.assert_close(look_up(["a", "b", "a"]), embed(["a", "b", "a"]))
     assert asked == [["b", "a"]]
+    torch.testing.assert_close(look_up(["c", "a", "c"]), embed(["c", "a", "c"]))
+    assert asked == [["b", "a"], ["c"]]
 
 
 def test_each_task_is_whitened_on_its_own_texts():
