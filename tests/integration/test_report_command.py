@@ -103,7 +103,7 @@ def test_a_task_of_a_folder_and_no_run(folder, monkeypatch):
         ),
         (
             ["run", "--tasks", "pairs.csv", "--run", "."],
-            ("no trainer_state.json", "--eval_strategy"),
+            ("no trainer_state.json", "as --eval_tasks"),
         ),
         (["gone", "--tasks", "pairs.csv"], ("gone",)),
         ([".", "--tasks", "pairs.csv"], ("holds no model",)),

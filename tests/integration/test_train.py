@@ -30,6 +30,10 @@ def test_a_run_ends_with_scores_neighbours_and_a_folder(run, capsys, tmp_path):
     assert results["eval_pairs_spearman"] == pytest.approx(float(table.split()[2]), abs=0.01)
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     assert "35 rows of sent0, sent1, hard_neg from triplets.csv, 4 steps." in card
+    log = json.loads((tmp_path / "out/trainer_state.json").read_text())["log_history"]
+    curve = {e["step"]: e["eval_pairs_spearman"] for e in log if "eval_avg_sts" in e}
+    assert list(curve) == [0, 4]
+    assert curve[4] == results["eval_pairs_spearman"]
     assert SimCSEModel.from_pretrained("out").encode(["a man"]).shape == (1, 32)
 
 
@@ -52,8 +56,11 @@ def test_a_run_on_ones_own_pairs_chooses_by_retrieval(run, capsys, tmp_path):
     results = json.loads((tmp_path / "out/all_results.json").read_text())
     assert results["eval_held out_ndcg_at_10"] == pytest.approx(float(table.split()[4]), abs=0.01)
     state = json.loads((tmp_path / "out/trainer_state.json").read_text())
-    scores = [e["eval_recall_at_10"] for e in state["log_history"] if "eval_recall_at_10" in e]
-    assert state["best_metric"] == max(scores)
+    scores = {
+        e["step"]: e["eval_recall_at_10"] for e in state["log_history"] if "eval_recall_at_10" in e
+    }
+    assert list(scores) == [0, 2, 4]
+    assert state["best_metric"] == max(scores[2], scores[4])
     card = (tmp_path / "out/README.md").read_text(encoding="utf-8")
     assert "| Task | Before | After |" in card
     (shown,) = [line for line in card.splitlines() if line.startswith("| held out nDCG@10 |")]

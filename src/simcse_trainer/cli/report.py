@@ -192,6 +192,6 @@ def _read_path(run: Path | None, model: str) -> list[Any]:
     if run is not None and not path:
         raise InputError(
             f"{run} has no trainer_state.json with eval_alignment and eval_uniformity. Pass the "
-            "output_dir of a run with --eval_tasks and --eval_strategy, or leave out --run."
+            "output_dir of a run with scored pairs as --eval_tasks, or leave out --run."
         )
     return path

@@ -361,6 +361,27 @@ def _find_base_model(name: str) -> str:
     return name if name and not Path(name).exists() and is_repo_id(name) else ""
 
 
+def log_evaluation(
+    log_history: list[dict[str, Any]], step: int, metrics: Mapping[str, float]
+) -> None:
+    """Log what was measured outside of training, where the log has no evaluation of that step.
+
+    Args:
+        log_history: Of the `TrainerState`, to which an entry is added.
+        step: Of the weights.
+        metrics: From `evaluate_tasks`; empty where nothing was evaluated.
+    """
+    if not metrics or any(_is_evaluation(e) and e.get("step") == step for e in log_history):
+        return
+    entry = {f"eval_{name}": value for name, value in metrics.items()} | {"step": step}
+    later = (i for i, other in enumerate(log_history) if other.get("step", 0) > step)
+    log_history.insert(next(later, len(log_history)), entry)
+
+
+def _is_evaluation(entry: Mapping[str, Any]) -> bool:
+    return "eval_avg_sts" in entry or "eval_ndcg_at_10" in entry
+
+
 def _find_scores(info: RunInfo, step: int) -> tuple[dict[str, float], dict[str, float]]:
     """Find the scores before training and after the weights' step, where they were measured."""
     evaluations = {
@@ -371,7 +392,7 @@ def _find_scores(info: RunInfo, step: int) -> tuple[dict[str, float], dict[str, 
             or split_retrieval_metric(key)
         }
         for entry in info.log_history
-        if "eval_avg_sts" in entry or "eval_ndcg_at_10" in entry
+        if _is_evaluation(entry)
     }
     before = dict(info.before) or evaluations.get(0, {})
     after = dict(info.after) if step == info.weights_step else {}

@@ -32,7 +32,7 @@ from simcse_trainer.evaluation.tasks import RETRIEVAL_METRICS, label_metric, spl
 from simcse_trainer.evaluation.verdict import Verdict, judge
 from simcse_trainer.files import CARD, RESULTS, STATE, TRAINING_ARGS, TRAINING_CURVE
 from simcse_trainer.hub.card_data import EvaluatedOn
-from simcse_trainer.hub.run_info import RunInfo, changed_options
+from simcse_trainer.hub.run_info import RunInfo, changed_options, log_evaluation
 from simcse_trainer.model.io.checkpoints import read_checkpoint
 from simcse_trainer.model.io.servers import list_server_warnings
 from simcse_trainer.model.modeling import SimCSEModel
@@ -178,6 +178,7 @@ def _save_results(trainer: SimCSETrainer, result: Any, after: ModelEvaluation) -
     if after.scores:
         metrics = {f"eval_{name}": value for name, value in after.metrics.items()}
         trainer.save_metrics("eval", metrics)
+    log_evaluation(trainer.state.log_history, trainer.weights_step, after.metrics)
     trainer.save_state()
     trainer.create_model_card()
 
@@ -234,24 +235,27 @@ def _is_raised_by(error: BaseException, packages: tuple[str, ...]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
-class _Begun(TrainerCallback):
-    """Whether all that training needs could be made of the options."""
+class _Beginning(TrainerCallback):
+    """Logs the scores before training as those of step 0, and remembers that training began."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Mapping[str, float]) -> None:
+        self.before = before
         self.happened = False
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.happened = True
+        if not args.eval_on_start:
+            log_evaluation(state.log_history, 0, self.before)
 
 
 def _train(trainer: SimCSETrainer, checkpoint: Path | None) -> Any:
-    begun = _Begun()
-    trainer.add_callback(begun)
+    beginning = _Beginning(trainer.run_info.before)
+    trainer.add_callback(beginning)
     try:
         return trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except (ValueError, ImportError, TypeError, OverflowError) as error:
         # Optimizer, schedule and batches are made first, by libraries that look at options then.
-        if begun.happened:
+        if beginning.happened:
             raise
         raise _explain(error) from error
 
