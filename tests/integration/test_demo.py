@@ -1,5 +1,6 @@
 """The demo in a browser: what it finds, on a wide screen and on a phone, and where it asks."""
 
+import re
 import shutil
 import socket
 import sys
@@ -56,6 +57,20 @@ def test_what_the_page_shows(tool):
     assert "<script>" not in heat
     assert "found 1" in demo.compare_html(tool, "a dog\n")
     assert "found 11" in demo.compare_html(tool, "a dog\n" * 11)
+
+
+def test_a_cell_is_legible_at_any_cosine():
+    def luminance(color):
+        parts = [x / 255 for x in color]
+        parts = [x / 12.92 if x <= 0.03928 else ((x + 0.055) / 1.055) ** 2.4 for x in parts]
+        return sum(a * b for a, b in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
+
+    for cosine in range(-100, 101):
+        cell = demo._cell(cosine / 100)
+        ground = luminance([int(x) for x in re.search(r"rgb\((.*?)\)", cell)[1].split(", ")])
+        ink = luminance([255] * 3 if "#fff" in cell else [0] * 3)
+        low, high = sorted((ground, ink))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, cosine
 
 
 def test_without_gradio(monkeypatch, capsys):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 import logging
 import math
 import re
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -405,6 +407,7 @@ def draw_training_curve(log_history: _LogHistory, path: str | Path) -> None:
             axis.plot(steps, values, linewidth=1.5, **style)
             axis.set_ylabel(label)
         axes[-1].set_xlabel("step")
+        axes[-1].xaxis.get_major_locator().set_params(integer=True)
 
     size = (9.6, 4.2) if len(way) > 1 else (7.0, 2.2 * len(panels) + 0.6)
     Path(path).write_bytes(render("training", draw, size, dpi=110).png)
@@ -441,7 +444,20 @@ def _name_task(log_history: _LogHistory, ending: str) -> str:
         {key.removeprefix("eval_").removesuffix(ending) for key in keys - {"eval" + ending}}
     )
     mean = "mean STS" if ending == "_spearman" else "mean"
-    return tasks[0] if len(tasks) == 1 else mean if tasks else ""
+    return shorten_label(tasks[0]) if len(tasks) == 1 else mean if tasks else ""
+
+
+# What stands beside a panel of the training curve, in letters of Latin width.
+_LABEL_WIDTH = 18
+
+
+def shorten_label(text: str) -> str:
+    """Cut a name that is longer than its panel is high; a letter of Hangul is as wide as two."""
+    widths = [2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text]
+    if sum(widths) <= _LABEL_WIDTH:
+        return text
+    fits = sum(end < _LABEL_WIDTH for end in itertools.accumulate(widths))
+    return text[:fits] + "…"
 
 
 def _points(log_history: _LogHistory, key: str) -> _Points:

@@ -27,7 +27,7 @@ _STYLE = """
 .hits li {display: flex; gap: .8em; padding: .55em 0; border-bottom: 1px solid #8884}
 .hits .score {flex: 0 0 4.2em; font-variant-numeric: tabular-nums; font-weight: 600}
 .hits .bar {display: block; height: 4px; border-radius: 2px; background: #2a78b5; margin-top: 3px}
-.hits .text, .heat .text {overflow-wrap: anywhere}
+.hits .text, .heat .text {overflow-wrap: anywhere; word-break: keep-all}
 .heat table {border-collapse: separate; border-spacing: 2px; width: 100%; table-layout: fixed;
   border: 0 !important}
 .heat th, .heat td {text-align: center; padding: .5em 0; font-variant-numeric: tabular-nums;
@@ -185,5 +185,6 @@ def _cell(cosine: float) -> str:
     """Colour a cell from nearly white at 0 and below to dark blue at 1."""
     fraction = min(max(float(cosine), 0.0), 1.0)
     red, green, blue = (round(a + (b - a) * fraction) for a, b in ((240, 8), (245, 69), (250, 128)))
-    ink = "#fff" if fraction > 0.5 else "#111"
+    # Where both have a contrast of 4.5 to 1.
+    ink = "#fff" if fraction > 0.7 else "#000"
     return f'<td style="background: rgb({red}, {green}, {blue}); color: {ink}">{cosine:.2f}</td>'

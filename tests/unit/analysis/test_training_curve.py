@@ -11,6 +11,7 @@ from simcse_trainer.analysis.figures import (
     can_draw_training_curve,
     describe_training_curve,
     draw_training_curve,
+    shorten_label,
 )
 
 LOG = [
@@ -112,3 +113,10 @@ def test_the_path_through_the_space_is_beside_it_where_it_was_logged(tmp_path):
     with Image.open(tmp_path / "path.png") as path, Image.open(tmp_path / "curve.png") as curve:
         assert path.width > curve.width
         assert all(r == g == b for _, (r, g, b) in path.convert("RGB").getcolors(10**6))
+
+
+def test_a_long_name_is_cut_to_the_height_of_its_panel():
+    assert shorten_label("customer_support_1") == "customer_support_1"
+    assert shorten_label("customer_support_ko") == "customer_support_…"
+    assert shorten_label("고객문의평가데이터") == "고객문의평가데이터"
+    assert shorten_label("고객문의평가데이터세트") == "고객문의평가데이…"
