@@ -11,6 +11,7 @@ import struct
 import sys
 import termios
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from simcse_trainer.cli import main; main()"]
@@ -32,7 +33,7 @@ class Terminal:
         status: The exit status, once it has ended.
     """
 
-    def __init__(self, words: list[str], folder: Path):
+    def __init__(self, words: Sequence[str], folder: Path):
         self.shown = ""
         self.silences: list[tuple[float, str]] = []
         self.status: int | None = None
