@@ -15,7 +15,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(message if at_command_line.depth else name_parameters(message))
+        super().__init__(for_caller(message))
 
 
 class _CommandLine(ContextDecorator):
@@ -45,6 +45,11 @@ _OPTIONS = re.compile(
     r"|(?<![\w-])--(?P<name>[a-z]\w+)(?:[ =](?P<value>(?:true|false|none|no|mlp|lasttoken|sdpa|"
     r"merged|float32|bfloat16)\b|\d[\d.]*(?:e-?\d+)?(?<!\.)))?"
 )
+
+
+def for_caller(message: str) -> str:
+    """Return a message, of an error or a warning, with the names that its reader passes."""
+    return message if at_command_line.depth else name_parameters(message)
 
 
 def name_parameters(message: str) -> str:

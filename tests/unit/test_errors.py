@@ -37,6 +37,18 @@ def test_options_become_parameters(option, parameter):
     assert str(InputError(option)) == parameter
 
 
+def test_warnings_too_name_what_was_called(tmp_path, caplog):
+    args = build_args(tmp_path, gradient_accumulation_steps=2)
+    with caplog.at_level("WARNING"):
+        SimCSETrainer(build_model(), args, UNSUPERVISED)
+        assert "pass gradient_accumulation_steps=1 per_device_train_batch_size=16" in caplog.text
+        assert "--" not in caplog.text
+        caplog.clear()
+        with at_command_line:
+            SimCSETrainer(build_model(), args, UNSUPERVISED)
+    assert "--gradient_accumulation_steps 1 --per_device_train_batch_size 16" in caplog.text
+
+
 def test_the_same_mistake_in_python_and_at_the_command_line(monkeypatch, capsys, tmp_path):
     message = fails(
         lambda: SimCSETrainer(

@@ -16,7 +16,7 @@ from simcse_trainer.data.kinds import looks_like_a_row, name_columns
 from simcse_trainer.data.lines import FileOptions, Lines, file_format, open_bytes, split_lines
 from simcse_trainer.data.rows import Row, Table
 from simcse_trainer.data.schema import quote_names
-from simcse_trainer.errors import InputError
+from simcse_trainer.errors import InputError, for_caller
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,11 @@ def _choose_delimiter(source: str, options: FileOptions, usual: str) -> str:
     found = told[1] if told else sniff_delimiter(sample, usual)
     if found != usual:
         logger.info(
-            "%s: its cells are separated by %r, not %r. If not: --delimiter", source, found, usual
+            "%s: its cells are separated by %r, not %r. If not: %s",
+            source,
+            found,
+            usual,
+            for_caller("--delimiter"),
         )
     return found
 

@@ -21,7 +21,7 @@ from simcse_trainer.data.loading import check_format, prepare_dataset
 from simcse_trainer.data.profile import find_problems, profile_data, summarize, take_columns
 from simcse_trainer.data.schema import ANCHOR, POSITIVES
 from simcse_trainer.data.tokenization import INPUT_IDS, tokenize_dataset
-from simcse_trainer.errors import InputError
+from simcse_trainer.errors import InputError, for_caller
 from simcse_trainer.hub.run_info import Examples, take_examples
 from simcse_trainer.model.modeling import SimCSEModel
 from simcse_trainer.model.packing import build_batch, plan_chunks
@@ -132,7 +132,7 @@ def report_data(dataset: Any, model: SimCSEModel, evaluation: Any = None) -> Non
     for line in summarize(profile):
         logger.info(line)
     for problem in find_problems(profile):
-        logger.warning(problem.text)
+        logger.warning(for_caller(problem.text))
 
 
 def tokenize_if_text(

@@ -18,7 +18,7 @@ from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.data.augmentation import DEFAULT_RATE, DISCRETE
 from simcse_trainer.data.schema import POSITIVES
 from simcse_trainer.data.tokenization import INPUT_IDS
-from simcse_trainer.errors import InputError
+from simcse_trainer.errors import InputError, for_caller
 from simcse_trainer.hub.published_files import is_local
 from simcse_trainer.model.decoders import is_bidirectional
 from simcse_trainer.model.io.saving import choose_lora_save
@@ -316,8 +316,10 @@ def check_size(dataset: Dataset | IterableDataset, args: SimCSETrainingArguments
         )
     if rows % (batch * args.world_size) == 1 and not args.dataloader_drop_last:
         logger.warning(
-            "The last batch of each epoch has a single row, and no negatives to learn from. Add or "
-            "leave out a row, or pass --dataloader_drop_last true."
+            for_caller(
+                "The last batch of each epoch has a single row, and no negatives to learn from. "
+                "Add or leave out a row, or pass --dataloader_drop_last true."
+            )
         )
     if rows < batch:
         logger.warning(
@@ -428,12 +430,12 @@ def warn_about_settings(
     steps, batch = args.gradient_accumulation_steps, args.per_device_train_batch_size
     if steps > 1 and args.mini_batch_size is None:
         logger.warning(
-            "Gradient accumulation does not add negatives: each of the %d micro-batches of a step "
-            "has its own. For more negatives in the same memory pass "
-            "--gradient_accumulation_steps 1 --per_device_train_batch_size %d --mini_batch_size %d",
-            steps,
-            steps * batch,
-            batch,
+            for_caller(
+                f"Gradient accumulation does not add negatives: each of the {steps} micro-batches "
+                "of a step has its own. For more negatives in the same memory pass "
+                f"--gradient_accumulation_steps 1 --per_device_train_batch_size {steps * batch} "
+                f"--mini_batch_size {batch}"
+            )
         )
 
 
@@ -441,10 +443,13 @@ def warn_about_local_base(model: SimCSEModel, args: SimCSETrainingArguments) -> 
     """Say that nobody could load an adapter from the Hub whose base is a folder here."""
     base = model.base_weights.name if model.base_weights else ""
     if choose_lora_save(model, args.lora_save) == "adapter" and is_local(base):
+        advice = for_caller(
+            "Pass --lora_save merged, or give the base's name on the Hub afterwards: "
+            f"simcse-trainer push {args.output_dir} REPO --base_model user/name."
+        )
         logger.warning(
             "The adapter will be on the Hub without its base, which is the folder %s: nobody "
-            "could load it. Pass --lora_save merged, or give the base's name on the Hub "
-            "afterwards: simcse-trainer push %s REPO --base_model user/name.",
+            "could load it. %s",
             base,
-            args.output_dir,
+            advice,
         )
