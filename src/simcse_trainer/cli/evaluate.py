@@ -46,7 +46,7 @@ MtebTasks: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
         "--mteb",
-        help="Tasks that the package mteb evaluates, as it calls them, such as STS12 or SciFact; "
+        help="Tasks or benchmarks of the package mteb, as it calls them, such as STS12 or SciFact; "
         "it takes their data from the Hub. Without --tasks and --data_dir nothing else is "
         "evaluated.",
         show_default=False,

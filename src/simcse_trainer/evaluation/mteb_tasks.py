@@ -20,10 +20,11 @@ def load_mteb_tasks(names: Sequence[str]) -> dict[str, Any]:
     """Load tasks with their data, which mteb takes from the Hub or its cache.
 
     Args:
-        names: As mteb calls the tasks, such as STS12 or SciFact.
+        names: As mteb calls tasks, such as STS12 or SciFact, or benchmarks, such as
+            MTEB(eng, v2), which stand for their tasks.
 
     Returns:
-        Name -> task.
+        Name of a task -> task.
 
     Raises:
         InputError: mteb is not installed, does not know a task, or cannot load its data.
@@ -36,21 +37,37 @@ def load_mteb_tasks(names: Sequence[str]) -> dict[str, Any]:
         raise InputError("--mteb needs mteb 2, an older one is here. Run: pip install -U 'mteb>=2'")
     loaded: dict[str, Any] = {}
     for name in dict.fromkeys(names):
-        try:
-            task = mteb.get_task(name)
-        except KeyError as error:
-            reason = str(error.args[0]).removeprefix("KeyError: ")
-            raise InputError(
-                f"--mteb: mteb does not know this task: {reason} See `mteb available-tasks`."
-            ) from error
-        if set(task.metadata.modalities) != {"text"}:
-            found = ", ".join(task.metadata.modalities)
-            raise InputError(f"--mteb: {name} is a task of {found}; expected one of text alone.")
-        loaded[name] = task
+        for task in _find_tasks(name):
+            found = task.metadata
+            if set(found.modalities) != {"text"}:
+                kinds = ", ".join(found.modalities)
+                raise InputError(
+                    f"--mteb: {found.name} is a task of {kinds}; expected one of text alone."
+                )
+            loaded[found.name] = task
     for name, task in loaded.items():
         for part in getattr(task, "tasks", [task]):  # an aggregate has no data of its own
             _load_data(name, part)
     return loaded
+
+
+def _find_tasks(name: str) -> list[Any]:
+    """Return the task of that name, or the tasks of a benchmark, in the languages it has them."""
+    import mteb
+
+    try:
+        return [mteb.get_task(name)]
+    except KeyError as error:
+        unknown = error
+    try:
+        return list(mteb.get_benchmark(name).tasks)
+    except KeyError as error:
+        reason = (error if "(" in name else unknown).args[0].removeprefix("KeyError: ")
+        raise InputError(
+            f"--mteb: mteb knows no task or benchmark of this name: {reason} See `mteb "
+            'available-tasks` and `mteb available-benchmarks`; quote names with brackets: "MTEB'
+            '(eng, v2)".'
+        ) from error
 
 
 def _load_data(name: str, task: Any) -> None:

@@ -127,6 +127,13 @@ def test_an_aggregate_is_the_mean_of_its_tasks(tasks, model):
     assert found["mteb/OurMean"] == pytest.approx(mean, abs=5e-4)
 
 
+def test_a_benchmark_stands_for_its_tasks(tasks, monkeypatch):
+    known = sys.modules["mteb.benchmarks.get_benchmark"]._build_registry()
+    ours = mteb.Benchmark(name="MTEB(ours, v1)", tasks=mteb.get_tasks(["OurPairs", "OurAnswers"]))
+    monkeypatch.setitem(known, ours.name, ours)
+    assert [*load_mteb_tasks(["OurAnswers", ours.name])] == ["OurAnswers", "OurPairs"]
+
+
 def run(*words):
     result = CliRunner().invoke(app, ["evaluate", *map(str, words)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -171,6 +178,7 @@ def test_under_the_other_tables_a_column_for_each_pooling_mode(tasks, model, tmp
     ("name", "said"),
     [
         ("STS1", "'STS1' not found. Did you mean: 'STS"),
+        ("MTEB(ours,v1)", "'MTEB(ours,v1)' not found"),
         ("OurPictures", "OurPictures is a task of image; expected one of text alone."),
         ("Absent", "The data of the MTEB task Absent could not be loaded from the Hub (here):"),
     ],
