@@ -45,6 +45,8 @@ _MULTILINGUAL = "a multilingual one such as BAAI/bge-m3"
 # From here on something is said of it. Fewer different texts than a handful teach nothing.
 _SHARE_TO_SAY = {"cut": 0.05, "unknown": 0.02, "duplicates": 0.1, "identical": 0.02, "masked": 0.2}
 _ALL, _MOST = 0.999, 0.5
+# What pandas and others write for a cell without a value, in a file where it then is a text.
+_NO_VALUE = {"nan", "NaN", "None", "null", "NULL", "<NA>", "#N/A"}
 _HANDFUL = 10
 
 
@@ -78,6 +80,8 @@ class DataProfile:
         texts: Number of different texts in the rows.
         duplicates: Rows that stand further up already.
         identical: Rows whose two first texts are equal.
+        without_value: Rows with a text that stands for a missing one, such as "nan".
+        no_value: The first such text.
         masked: Share of the negatives in a batch that are left out, because the data says that
             they belong to the anchor.
         answer: The most frequent positive.
@@ -105,6 +109,8 @@ class DataProfile:
     answers: int
     script: str
     hangul: float
+    without_value: int = 0
+    no_value: str = ""
     max_seq_length: int | None = None
     lengths: Mapping[str, TokenLengths] = field(default_factory=dict)
     unknown: float = 0.0
@@ -181,6 +187,7 @@ def profile_data(
     answers = Counter(columns[names[1]] if len(names) > 1 else [])
     answer, count = answers.most_common(1)[0] if answers else ("", 0)
     script, hangul, words = _find_script(different)
+    no_value = {text: None for text in different if text.strip() in _NO_VALUE}
     pairs = list(evaluation)
     known: dict[str, Any] = {}
     if tokenizer is not None:
@@ -201,6 +208,12 @@ def profile_data(
         texts=len(numbers),
         duplicates=rows - len(np.unique(ids, axis=1).T),
         identical=int((ids[0] == ids[1]).sum()) if len(names) > 1 else 0,
+        without_value=sum(
+            not no_value.keys().isdisjoint(r) for r in zip(*columns.values(), strict=True)
+        )
+        if no_value
+        else 0,
+        no_value=next(iter(no_value), ""),
         masked=_masked_share(ids),
         answer=answer,
         answers=count,
@@ -314,6 +327,13 @@ def find_problems(profile: DataProfile) -> list[Finding]:
         profile: The facts, from `profile_data`.
     """
     found = [*_judge_repetition(profile), *_judge_language(profile), *_judge_lengths(profile)]
+    if profile.without_value:
+        found.append(
+            Finding(
+                f"{profile.without_value:,} of {profile.rows:,} rows have a text that says that a "
+                f"cell has no value, such as {profile.no_value!r}. If so, leave these rows out."
+            )
+        )
     if profile.leaked:
         found.append(
             Finding(
@@ -371,7 +391,8 @@ def _judge_language(profile: DataProfile) -> Iterable[Finding]:
     if split:
         what = "Hangul" if profile.script == _HANGUL else "words"
         said.append(f"{what} split into letters ({profile.pieces:.1f} tokens per letter)")
-    advice = _BACKBONES.get(profile.script, _MULTILINGUAL if language else "another one")
+    other = _MULTILINGUAL if language else "one whose tokenizer knows them"
+    advice = _BACKBONES.get(profile.script, other)
     yield Finding(
         f"This backbone does not know {language or 'these texts'}: {', '.join(said)}. Pass another "
         f"--model_name_or_path; try {advice}.",

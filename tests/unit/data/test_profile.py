@@ -48,6 +48,14 @@ def test_the_longest_text_is_found_where_others_are_sampled():
     assert profile.lengths["sent0"].high == 3
 
 
+def test_texts_that_were_cells_without_a_value():
+    columns = {"sent0": TEXTS, "sent1": [*OTHERS[:-2], "nan", " NaN"]}
+    assert "2 of 60 rows have a text that says that a cell has no value, such as 'nan'" in said(
+        columns
+    )
+    assert "no value" not in said({"sent0": TEXTS, "sent1": [*OTHERS[:-1], "nan bread"]})
+
+
 def test_the_share_of_unknown_tokens():
     texts = [*TEXTS[:20], *["dog xyz cat"] * 20]
     profile = profile_data({"sent0": texts}, tokenizer=tiny_tokenizer())
