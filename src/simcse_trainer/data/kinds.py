@@ -97,6 +97,11 @@ def suggest_columns(rows: Iterable[Mapping[str, object]], names: Sequence[str]) 
     return texts[:2]
 
 
+def find_label(names: Iterable[str]) -> str | None:
+    """Return the column whose name says that it judges two texts; None if there is none."""
+    return next((name for name in names if name.lower() in _JUDGEMENTS), None)
+
+
 def find_judgement(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> list[str]:
     """Return two columns of texts and the one that says whether they belong together.
 
@@ -107,7 +112,7 @@ def find_judgement(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -
     Returns:
         Nothing where there are no such columns, or all rows have the same in the last.
     """
-    label = next((name for name in names if name.lower() in _JUDGEMENTS), None)
+    label = find_label(names)
     texts = [name for name in names if name != label and _may_be_text(name, rows)]
     if label is None or len({str(row.get(label)) for row in rows}) < 2:
         return []

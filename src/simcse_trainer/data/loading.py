@@ -155,7 +155,7 @@ def prepare_dataset(
         isinstance(feature, dict) for feature in dataset.features.values()
     ):
         dataset = dataset.flatten()
-    first = list(dataset.take(readers.SAMPLE_ROWS))
+    first = readers.sample_dataset(dataset)
     names = dataset.column_names or list(next(iter(first), {}))
     mapping = schema.resolve_text_columns(names, columns, source=source, rows=first)
     foreign.warn_of_judgement(source, names, first, list(mapping.values()))
@@ -288,7 +288,7 @@ def _resolve_files(
 ) -> TextColumns:
     names = _common_columns(files, options, columns)
     samples = {file: readers.sample_rows(file, options) for file in files}
-    first = [row.values for row in samples[files[0]] if not row.problem]
+    first = readers.sample_labelled(files[0], names, options)
     if not samples[files[0]]:
         raise InputError(f"{files[0]} has no rows. Add texts, or leave the file out.")
     for file, rows in samples.items():
@@ -300,7 +300,9 @@ def _resolve_files(
     if not columns and not {ANCHOR, "positive_messages"} & {*names}:
         _refuse(foreign.describe_chats(files[0], names, first))
         _refuse(foreign.describe_judged_pairs(files[0], names, first))
-    mapping = schema.resolve_text_columns(names, columns, source=str(files[0]), rows=first)
+    mapping = schema.resolve_text_columns(
+        names, columns, source=str(files[0]), rows=first, has_header=not table
+    )
     foreign.warn_of_judgement(files[0], names, first, list(mapping.values()))
     _refuse(foreign.describe_groups(files[0], mapping[ANCHOR], first))
     if table:

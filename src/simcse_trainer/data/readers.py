@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from simcse_trainer.data.delimited import read_csv, read_table, read_tsv
 from simcse_trainer.data.foreign import describe_kind
-from simcse_trainer.data.kinds import is_message
+from simcse_trainer.data.kinds import find_label, is_message
 from simcse_trainer.data.lines import COMPRESSIONS, FileOptions, Lines, file_format, open_bytes
 from simcse_trainer.data.rows import Row, Table
 from simcse_trainer.data.schema import describe, suggest
@@ -27,6 +27,8 @@ from simcse_trainer.errors import InputError
 logger = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 100
+# Rows in which another label is looked for, and labels from which on they are enough to judge by.
+_LABELLED_ROWS, _LABELS = 100_000, 8
 
 # Bytes by which an array of objects is told from lines.
 _HEAD = 64
@@ -75,6 +77,38 @@ def sample_rows(path: Path, options: FileOptions = _UTF8) -> list[Row]:
     """Return the first `SAMPLE_ROWS` rows, as `read_rows` gives them."""
     with open_table(path, options) as (_, rows):
         return list(islice(filter(None, rows), SAMPLE_ROWS))
+
+
+def sample_labelled(path: Path, names: Sequence[str], options: FileOptions = _UTF8) -> list[Any]:
+    """Return values of the first good rows, and a row for each label that they have not.
+
+    A file may be sorted by its label, and then its first rows do not say that there are others.
+
+    Args:
+        path: The file.
+        names: All columns.
+        options: See `read_rows`.
+    """
+    found = [row.values for row in sample_rows(path, options) if not row.problem]
+    label = find_label(names)
+    if label is None or len(labels := {str(values.get(label)) for values in found}) > 1:
+        return found
+    with open_table(path, options) as (_, rows):
+        for row in islice(filter(None, rows), SAMPLE_ROWS, _LABELLED_ROWS):
+            value = str(row.values.get(label))
+            if not row.problem and value not in labels:
+                labels.add(value)
+                found.append(row.values)
+                if len(labels) == _LABELS:
+                    break
+    return found
+
+
+def sample_dataset(dataset: Any) -> list[dict[str, Any]]:
+    """Return the first rows; where all are at hand rows from all over, as they may be sorted."""
+    if not hasattr(dataset, "__len__"):
+        return list(dataset.take(SAMPLE_ROWS))
+    return list(dataset.select(range(0, len(dataset), 1 + len(dataset) // SAMPLE_ROWS)))
 
 
 def column_names(path: Path, options: FileOptions = _UTF8) -> list[str]:

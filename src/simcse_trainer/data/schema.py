@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from simcse_trainer.data.kinds import is_number, suggest_columns
+from simcse_trainer.data.kinds import is_number, name_columns, suggest_columns
 from simcse_trainer.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def resolve_text_columns(
     *,
     source: str,
     rows: Iterable[Mapping[str, object]] | None = None,
+    has_header: bool = True,
 ) -> dict[str, str]:
     """Give each text column its role.
 
@@ -63,6 +64,7 @@ def resolve_text_columns(
             only column.
         source: File or data set, for the errors.
         rows: The first rows, by which columns of texts are suggested.
+        has_header: The names are no row of texts that a table without a header begins with.
 
     Returns:
         Canonical name -> name in the data, in view order: `sent0[, sent1[, hard_neg...]]`.
@@ -84,6 +86,7 @@ def resolve_text_columns(
         return {ANCHOR: names[0]}
     if not names:
         raise InputError(f"{source}: there are no columns; expected at least one of texts.")
+    rows = None if rows is None else list(rows)
     suggested = names[:2] if rows is None else suggest_columns(rows, names)
     raise InputError(
         f"{source}: which columns are the texts? Found {quote_names(names)}; expected '{ANCHOR}'"
@@ -91,10 +94,17 @@ def resolve_text_columns(
         + (
             "Name the text columns in the order anchor, positive, hard negatives, such as "
             f"--columns {shlex.join(suggested)}"
+            + ("" if has_header else _describe_header(names, rows or ()))
             if suggested
             else "None of them holds texts, only numbers, names or labels: add a column of texts."
         )
     )
+
+
+def _describe_header(names: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """Return what to do where the names are a row, so that no text is lost."""
+    given = name_columns([dict(zip(names, names, strict=True)), *rows], names)
+    return f"; if the first line is a row, not a header, pass --column_names {shlex.join(given)}"
 
 
 def is_known_elsewhere(names: Collection[str]) -> bool:

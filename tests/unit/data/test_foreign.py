@@ -9,8 +9,9 @@ from helpers.checks import fails
 
 from simcse_trainer.data.foreign import describe_content, describe_kind
 from simcse_trainer.data.lines import FileOptions
-from simcse_trainer.data.loading import load_training_data
+from simcse_trainer.data.loading import load_training_data, prepare_dataset
 from simcse_trainer.data.readers import column_names, read_rows
+from simcse_trainer.errors import InputError
 
 # Advice is followed as it is said at the command line.
 pytestmark = pytest.mark.usefixtures("command_line")
@@ -149,6 +150,34 @@ def test_only_judged_pairs_that_belong_together_are_positives(
     assert "is not read" not in caplog.text
     assert len(load_training_data(["a.jsonl"], columns=names[:2])) == 8
     assert f"column '{names[2]}' is not read" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_file_that_is_sorted_by_its_judgement(name, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"sentence1": f"text number {i}", "sentence2": f"other text {i}", "label": int(i < 150)}
+        for i in range(300)
+    ]
+    write_rows("a.jsonl", rows)
+    Dataset.from_list(rows).to_csv("a.csv")
+    error = fails(lambda: load_training_data([name]), "label", "of at least 1", "belong together")
+    assert len(follow(str(error))) == 150
+    prepare_dataset(Dataset.from_list(rows), columns=["sentence1", "sentence2"])
+    assert "column 'label' is not read" in caplog.text
+
+
+def test_short_texts_without_a_header_lose_no_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("hello,hi there\nbye,see you\nthanks,no problem\n")
+    error = fails(lambda: load_training_data(["a.csv"]), "--columns hello 'hi there'; if the first")
+    names = str(error).split("pass --column_names ")[1].split()
+    found = load_training_data(["a.csv"], file_options=FileOptions(column_names=tuple(names)))
+    assert found["sent0"] == ["hello", "bye", "thanks"]
+    write_rows("a.jsonl", [{"hello": "bye", "hi there": "see you"}])
+    with pytest.raises(InputError) as refused:
+        load_training_data(["a.jsonl"])
+    assert "first line" not in str(refused.value)
 
 
 @pytest.mark.parametrize("labels", ["entailment contradiction", "0 2"])
