@@ -4,6 +4,7 @@ import ast
 import configparser
 import importlib.util
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,11 @@ def test_commands_are_taken_by_what_they_call(path, checkout):
             assert commands, f"line {block.line}: no command"
             for words in commands:
                 check_command(words)
+                if words[:2] == ["simcse-trainer", "init"] and "--output" in words:
+                    # What `train` reads in the next line.
+                    config = checkout / words[words.index("--output") + 1]
+                    config.parent.mkdir(exist_ok=True)
+                    shutil.copy(ROOT / "configs/my_data.yaml", config)
 
 
 def check_command(words: list[str]) -> None:
