@@ -72,8 +72,9 @@ def test_a_run_that_helps(train):
     assert "over 150 pairs" in line
 
 
-def test_a_learning_rate_of_100(train):
-    out, card = train("learning_rate", "100", "max_grad_norm", "0")
+@pytest.mark.parametrize("max_grad_norm", ["0", "1.0"])
+def test_a_learning_rate_of_100(train, max_grad_norm):
+    out, card = train("learning_rate", "100", "max_grad_norm", max_grad_norm)
     line = assert_said(out, card, "Collapsed: all embeddings point the same way (anisotropy 1.00")
     assert "smaller --learning_rate" in line
 
