@@ -17,7 +17,8 @@ from pathlib import Path
 import pandas
 import pytest
 from datasets import Dataset, DatasetDict
-from helpers.checks import refusal
+from helpers.checks import mostly_slow, refusal, run_command
+from helpers.tiny import save_tiny
 from helpers.training import build_args, build_model
 
 from simcse_trainer import SimCSETrainer
@@ -187,7 +188,7 @@ def follow(message, words):
     if (new := re.search(r"Rename it to (\S+)$", message)) is not None:
         Path(words[1]).rename(new[1])
         return ["--train_file", new[1]]
-    options = re.sub(r"; if these are.*", "", message)
+    options = re.sub(r"; if (these are|the first line is).*", "", message)
     return [*words, *shlex.split(options[options.rindex(" --") :])]
 
 
@@ -234,6 +235,36 @@ def test_and_it_trains(name, tmp_path, monkeypatch):
     args = build_args(tmp_path / "out", max_steps=2, per_device_train_batch_size=4)
     trainer = SimCSETrainer(build_model(), args, data)
     assert trainer.train().global_step == 2
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+def init(words, backbone, capsys):
+    """Run `init`, do what it says where it refuses, and return the command that it prints."""
+    for _ in range(4):
+        status = run_command("init", *words[1:], "--model", backbone)
+        said = capsys.readouterr()
+        if status == 0:
+            return shlex.split(said.out.splitlines()[-1])
+        words = follow(said.err.splitlines()[-1].removeprefix("error: "), words)
+    raise AssertionError(words)
+
+
+@pytest.mark.parametrize("name", mostly_slow(NAMES, ["noheader.csv", "splits"]))
+def test_init_writes_a_config_that_trains_as_printed(name, backbone, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pairs = ENGLISH if name == "latin.csv" else KOREAN
+    program, *command = init(["--train_file", make(tmp_path, name, pairs)], backbone, capsys)
+    assert program == "simcse-trainer"
+    written = [*tmp_path.glob("*_train.jsonl"), *tmp_path.glob("*_eval.jsonl")]
+    texts = "".join(path.read_text(encoding="utf-8") for path in written)
+    assert [a for a, b in pairs if a not in texts and b not in texts] == []
+    assert not re.search(r"[*?\[\]]", command[-1])
+    assert run_command(*command, "--max_steps", 2, "--use_cpu", "true") == 0
+    assert "The model after 2 steps is in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["a.xlsx", "a.xls", "a.ods", "a.csv"])

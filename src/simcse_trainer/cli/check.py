@@ -9,6 +9,7 @@ import typer
 from simcse_trainer.cli.models import (
     BaseModel,
     ColumnNames,
+    DatasetSplit,
     Delimiter,
     DropInvalidRows,
     Encoding,
@@ -50,6 +51,7 @@ def check(
     encoding: Encoding = None,
     delimiter: Delimiter = None,
     column_names: ColumnNames = None,
+    dataset_split: DatasetSplit = "train",
     nli_triplets: NliTriplets = "false",
     drop_invalid_rows: DropInvalidRows = "false",
     max_seq_length: Annotated[
@@ -82,6 +84,7 @@ def check(
     triplets = nli_triplets == "true"
     rows = load_training_data(
         data,
+        dataset_split=dataset_split,
         columns=columns or None,
         file_options=file_options,
         nli_triplets=triplets,

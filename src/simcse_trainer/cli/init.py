@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 
 from simcse_trainer.cli.models import (
     ColumnNames,
+    DatasetSplit,
     Delimiter,
     DropInvalidRows,
     Encoding,
@@ -58,6 +60,7 @@ def init(
     encoding: Encoding = None,
     delimiter: Delimiter = None,
     column_names: ColumnNames = None,
+    dataset_split: DatasetSplit = "train",
     drop_invalid_rows: DropInvalidRows = "false",
     model: Annotated[
         str | None, typer.Option(help="The backbone. Default: one for the language, at hand.")
@@ -80,7 +83,8 @@ def init(
     from simcse_trainer.model.io.loading import load_tokenizer
     from simcse_trainer.planning.proposal import choose_backbone, choose_settings, hold_out
 
-    name = Path(data).name.split(".")[0]
+    # Of a pattern such as shards/*.csv without what would make a pattern of the files' names.
+    name = re.sub(r"[*?\[\]]", "", Path(data).name.split(".")[0]) or "data"
     config = output or Path(f"{name}.yaml")
     files = {part: config.with_name(f"{config.stem}_{part}.jsonl") for part in ("train", "eval")}
     written = [config] if eval_file else [config, *files.values()]
@@ -91,6 +95,7 @@ def init(
     triplets = columns == _NLI
     rows = load_training_data(
         [data],
+        dataset_split=dataset_split,
         columns=columns,
         file_options=file_options,
         nli_triplets=triplets,
@@ -112,6 +117,7 @@ def init(
         options |= {"train_file": str(files["train"]), "eval_tasks": str(files["eval"])}
     else:
         options |= {"train_file": data, "columns": columns, "nli_triplets": triplets or None}
+        options |= {"dataset_split": dataset_split if dataset_split != "train" else None}
         options |= {"encoding": encoding, "delimiter": delimiter}
         options |= {"column_names": column_names or None, "drop_invalid_rows": drop or None}
         options |= {"eval_tasks": str(eval_file)}
@@ -124,19 +130,30 @@ def init(
 
 
 def _guess(data: str, options: FileOptions) -> list[str] | None:
+    from simcse_trainer.data.delimited import is_table
     from simcse_trainer.data.foreign import describe_judged_pairs
-    from simcse_trainer.data.readers import column_names, expand_files, sample_rows
+    from simcse_trainer.data.kinds import looks_like_a_row
+    from simcse_trainer.data.readers import column_names, expand_files, sample_labelled
+    from simcse_trainer.data.schema import quote_names
     from simcse_trainer.planning.proposal import guess_columns
 
+    if Path(data).is_dir():
+        return None  # written by save_to_disk, or refused
     file = expand_files([data])[0]
     names = column_names(file, options)
     if set(_NLI) <= set(names):
         return _NLI
-    rows = [row.values for row in sample_rows(file, options) if row.problem is None]
+    headless = is_table(file, options) and not options.column_names
+    if headless and looks_like_a_row(names):
+        return None  # a row, of which training says what to do
+    rows = sample_labelled(file, names, options)
     guessed = guess_columns(names, rows, source=str(file))
     refusal = describe_judged_pairs(file, names, rows)
     if refusal is not None:
         raise InputError(refusal)
+    if guessed:
+        row = "; if the first line is a row, not a header: --column_names" if headless else ""
+        typer.echo(f"Texts are taken from {quote_names(guessed)}. Others: --columns{row}.")
     return guessed
 
 
@@ -214,7 +231,15 @@ def _format(options: Mapping[str, Any], data: str, objective: str, model: str, h
     }
     if "columns" in options:
         heads["train_file"] = ""
-    order = ["train_file", "encoding", "delimiter", "column_names", "columns", "nli_triplets"]
+    order = [
+        "train_file",
+        "dataset_split",
+        "encoding",
+        "delimiter",
+        "column_names",
+        "columns",
+        "nli_triplets",
+    ]
     order += ["drop_invalid_rows", "eval_tasks", "output_dir"]
     model_options = list(options)[: list(options).index("max_seq_length") + 1]
     rest = [name for name in options if name not in (*model_options, *order)]

@@ -131,6 +131,12 @@ TrainColumns: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--columns", help="As training takes them: anchor, positive, hard negatives."),
 ]
+DatasetSplit: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--dataset_split", help="Of a folder that save_to_disk has written, as training takes it."
+    ),
+]
 DropInvalidRows: TypeAlias = Annotated[
     str,
     typer.Option(
