@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -52,7 +53,14 @@ def start(run, hub: LoopbackHub, monkeypatch):
         path.write_text(yaml.safe_dump(run | PUSH | options), encoding="utf-8")
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
         command = [sys.executable, *(torchrun if count > 1 else ()), "script.py", str(path)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # A group of its own, as a terminal's job is one.
+        return subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
 
     return start
 
@@ -115,6 +123,28 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_from_the_hub(start, hub: Loo
     assert all(torch.equal(there[name], here[name]) for name in there)
     repo = hub.repos["me/tiny"]
     assert repo.files("step-200")["model.safetensors"] == Path("out/model.safetensors").read_bytes()
+
+
+def test_ctrl_c_while_a_push_begins_reaches_the_run_alone(start, hub: LoopbackHub):
+    """A terminal signals the whole group, also a child that cannot ignore it yet."""
+    # A process that a shell has put into the background ignores it, and so do its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    stopped = start(max_steps=100_000, save_steps=10)
+    signal.signal(signal.SIGINT, before)
+    try:
+        process = psutil.Process(stopped.pid)
+        while not (Path("out/checkpoint-10").exists() and process.children()):
+            assert stopped.poll() is None, stopped.communicate()[1]
+            time.sleep(0.02)
+        os.killpg(stopped.pid, signal.SIGINT)
+        said = stopped.communicate(timeout=300)[1]
+    finally:
+        stopped.kill()
+    assert stopped.returncode == 128 + signal.SIGINT, said
+    assert "Traceback" not in said
+    assert "Next try" not in said
+    last = max(int(path.name.split("-")[1]) for path in Path("out").glob("checkpoint-*"))
+    assert _states(hub)[0].title.split(":")[0] == f"step {last}"
 
 
 def _states(hub: LoopbackHub) -> list:

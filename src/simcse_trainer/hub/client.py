@@ -166,6 +166,9 @@ class HubClient:
                 env=environment,
                 text=True,
                 encoding="utf-8",
+                # Ctrl-C is for the run: the terminal signals all that are in its session, also
+                # a child that has not come to ignoring it.
+                start_new_session=True,
             )
             self._processes.add(process)
         return process
