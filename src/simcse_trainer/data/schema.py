@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
-from simcse_trainer.data.kinds import is_number, name_columns, suggest_columns
+from simcse_trainer.data.kinds import find_text_columns, is_number, name_columns, suggest_columns
 from simcse_trainer.errors import InputError
 
 if TYPE_CHECKING:
@@ -102,7 +102,13 @@ def resolve_text_columns(
 
 
 def _describe_header(names: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
-    """Return what to do where the names are a row, so that no text is lost."""
+    """Return what to do where the names are a row, so that no text is lost.
+
+    Names above columns of numbers or ids are names; above texts alone they may be texts.
+    """
+    rows = list(rows)
+    if find_text_columns(rows, names) != list(names):
+        return ""
     given = name_columns([dict(zip(names, names, strict=True)), *rows], names)
     return f"; if the first line is a row, not a header, pass --column_names {shlex.join(given)}"
 
