@@ -93,6 +93,7 @@ def test_a_hub_that_fails_for_one_file_is_not_taken_for_absence(kind, hub, tmp_p
     hub.inject("download", kind, None)
     (answer,) = read(("me/read", {}), HF_HUB_DOWNLOAD_TIMEOUT="1", HF_HUB_ETAG_TIMEOUT="1")
     assert answer[0] == "refused", f"read by {answer}"
+    assert "'me/read' is not on this machine" in answer[1]
 
 
 @pytest.mark.field("17c")

@@ -205,6 +205,16 @@ def test_what_is_printed_survives_another_console(tmp_path, words):
         assert "dog" in out
 
 
+def test_a_line_is_in_the_file_once_it_is_printed(monkeypatch):
+    from simcse_trainer.cli.train import write_to_any_console
+
+    file = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, encoding="utf-8"))
+    write_to_any_console()
+    print("{'loss': 0.5}")
+    assert file.getvalue().split() == [b"{'loss':", b"0.5}"]
+
+
 def test_a_stream_that_cannot_be_changed_is_left(monkeypatch):
     from simcse_trainer.cli.train import write_to_any_console
 

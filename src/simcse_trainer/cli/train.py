@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,10 +76,13 @@ def print_error(message: str) -> None:
 
 
 def write_to_any_console() -> None:
-    """Escape what a console cannot show, such as one in cp949, instead of failing on it."""
+    """Escape what a console cannot show, such as one in cp949, instead of failing on it.
+
+    Each line is written at once: a file that a long run writes into shows how far it is.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def hide_bars_where_nobody_watches() -> None:
@@ -89,8 +93,14 @@ def hide_bars_where_nobody_watches() -> None:
 
 
 def quiet_imports() -> None:
-    """Keep to itself what bitsandbytes, which peft imports, says about kernels it might have."""
+    """Keep to itself what libraries say to each other, and no user can change.
+
+    bitsandbytes, which peft imports, misses kernels that it might have; peft asks transformers for
+    a property by its old name; and memory is not pinned where there is no accelerator.
+    """
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+    warnings.filterwarnings("ignore", "'pin_memory' argument is set as true", UserWarning)
 
 
 def _forget_peft() -> None:

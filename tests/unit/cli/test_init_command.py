@@ -2,11 +2,15 @@
 
 import csv
 import json
+import shlex
+import warnings
 
 import pytest
 import yaml
 from helpers.command_line import error, run
 from helpers.tiny import WORDS, save_tiny
+
+from simcse_trainer.planning import proposal
 
 TEXTS = [f"{WORDS[i % 16]} {WORDS[(i * 3) % 17]} {WORDS[(i * 5 + 1) % 17]} {i}" for i in range(60)]
 REPLIES = [f"{text} mat" for text in TEXTS]
@@ -35,7 +39,8 @@ def test_the_config_trains_as_printed(here, monkeypatch, capsys):
     write("faq.csv", id=range(60), question=TEXTS, answer=REPLIES)
     before = (here / "faq.csv").read_bytes()
     assert run(monkeypatch, "init", "faq.csv", "--model", "model") == 0
-    (command,) = [x.strip() for x in capsys.readouterr().out.splitlines() if x.startswith("   ")]
+    commands = [x.strip() for x in capsys.readouterr().out.splitlines() if x.startswith("   ")]
+    command, search = commands
     assert command == "simcse-trainer train faq.yaml"
     assert (here / "faq.csv").read_bytes() == before
     options = yaml.safe_load((here / "faq.yaml").read_text(encoding="utf-8"))
@@ -51,8 +56,15 @@ def test_the_config_trains_as_printed(here, monkeypatch, capsys):
     assert {row["sent0"]: row["sent1"] for row in train}.items() <= dict(
         zip(TEXTS, REPLIES, strict=True)
     ).items()
-    assert run(monkeypatch, *command.split()[1:], "--max_steps", 2, "--use_cpu", "true") == 0
+    with warnings.catch_warnings(record=True) as said:
+        assert run(monkeypatch, *command.split()[1:], "--max_steps", 2, "--use_cpu", "true") == 0
+    assert not [str(one.message) for one in said if "pin_memory" in str(one.message)]
     assert "The model after 2 steps is in outputs/faq" in capsys.readouterr().out
+    assert [row["text"] for row in read("faq_corpus.jsonl")] == REPLIES
+    assert run(monkeypatch, *shlex.split(search)[1:]) == 0
+    query, *hits, _ = capsys.readouterr().out.splitlines()
+    assert query == TEXTS[0]
+    assert len(hits) == 5
 
 
 def test_the_split_is_seeded_and_nothing_is_overwritten(here, monkeypatch, capsys):
@@ -135,3 +147,17 @@ def test_files_as_training_reads_them(here, monkeypatch, capsys):
 def test_judged_pairs_are_not_taken_for_positives(here, monkeypatch, capsys):
     write("a.csv", question1=TEXTS, question2=REPLIES, is_duplicate=[0, 1] * 30)
     assert "belong together" in error(monkeypatch, capsys, "init", "a.csv", "--model", "model")
+
+
+def test_without_a_backbone_for_the_language_it_says_what_to_install(here, monkeypatch, capsys):
+    monkeypatch.setattr(proposal, "is_at_hand", lambda name: False)
+    write(
+        "faq.csv",
+        질문=[f"{text} 언제 여나요" for text in TEXTS],
+        답변=[f"{n}시에 엽니다" for n in TEXTS],
+    )
+    said = error(monkeypatch, capsys, "init", "faq.csv")
+    assert "BAAI/bge-m3, is not on this machine" in said
+    assert "pip install 'simcse-trainer[gemma]'" in said
+    assert "minilm" not in said
+    assert not (here / "faq.yaml").exists()

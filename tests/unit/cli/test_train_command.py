@@ -135,7 +135,7 @@ def test_an_option_is_called_the_same_in_every_command(name, expected):
 
 @pytest.mark.parametrize(("alias", "option"), cli.ALIASES.items())
 def test_the_names_of_training_are_taken_by_the_other_commands(monkeypatch, capsys, alias, option):
-    name = "encode" if option == "output" else "evaluate"
+    name = {"output": "encode", "model": "check"}.get(option, "evaluate")
     assert alias not in options_of(name)
     command = typer.main.get_command(cli.app).commands[name]
     values = {"batch_size": "7", "max_seq_length": "7"}

