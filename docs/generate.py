@@ -45,11 +45,11 @@ logging, the Hub. `python train_simcse.py --help` lists them with the others, in
 """
 _RECIPES_HEAD = """# Recipes
 
-A recipe is a YAML file of [options](options.md). Give it to `train_simcse.py` and change what you
-like behind it:
+A recipe is a YAML file of [options](options.md). Give it to `simcse-trainer train` and change what
+you like behind it; where there are several devices, to `accelerate launch train_simcse.py`:
 
 ```bash
-accelerate launch train_simcse.py configs/unsup_bert_base.yaml --seed 1 --output_dir outputs/seed1
+simcse-trainer train configs/unsup_bert_base.yaml --seed 1 --output_dir outputs/seed1
 ```
 
 Recipes are part of the package: where there is no checkout, their name is enough.

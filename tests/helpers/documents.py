@@ -19,7 +19,17 @@ PAGES = [
 PAGES.remove(ROOT / "model_card_template.md")  # a template, with tests of its own
 NOT_RUN = re.compile(r"<!-- not run: .+ -->")
 # What a page runs; each is replaced by a script that notes its words.
-COMMANDS = ["simcse-trainer", "python", "accelerate", "torchrun", "make", "pip", "pytest", "hf"]
+COMMANDS = [
+    "simcse-trainer",
+    "python",
+    "python3",
+    "accelerate",
+    "torchrun",
+    "make",
+    "pip",
+    "pytest",
+    "hf",
+]
 _NOTE = """#!/bin/sh
 printf '%s\\037' "${0##*/}" "$@" >> "$WORDS"; printf '\\036' >> "$WORDS"
 """
@@ -90,6 +100,8 @@ def make_checkout(folder: Path) -> None:
             (folder / path.name).symlink_to(path)
     (folder / ".venv/bin").mkdir(parents=True)
     (folder / ".venv/bin/activate").touch()
+    # What init makes of the reader's own data.
+    (folder / "my_faq.yaml").symlink_to(ROOT / "configs/my_data.yaml")
 
 
 def get_commands(block: str, folder: Path) -> list[list[str]]:

@@ -111,11 +111,13 @@ def check_command(words: list[str]) -> None:
             check_launched(launch)
         case ["python", script, *rest]:
             check_script(script, rest)
+        case ["python3", "-m", "venv", ".venv"]:
+            pass
         case ["make", target]:
             makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
             assert re.search(rf"^(\S+ )*{target}( \S+)*:", makefile, re.MULTILINE), target
         case ["pip", "install", *options, requirement]:
-            assert set(options) <= {"-e", "--upgrade"}
+            assert {o for o in options if "://" not in o} <= {"-e", "--upgrade", "--index-url"}
             check_extras(requirement)
         case ["pytest", *paths]:
             assert all((ROOT / path).exists() for path in paths)
@@ -151,7 +153,7 @@ def check_own_command(words: list[str]) -> None:
 
 
 def check_extras(requirement: str) -> None:
-    wanted = Requirement(requirement.removeprefix("."))
+    wanted = Requirement(re.sub(r"^\.(?=\[|$)", "simcse-trainer", requirement))
     if wanted.name == "simcse-trainer":
         setup = configparser.ConfigParser()
         setup.read(ROOT / "setup.cfg", encoding="utf-8")
