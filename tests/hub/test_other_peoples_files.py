@@ -285,7 +285,7 @@ def test_training_an_adapter_on_a_folder_of_this_machine_says_so_before_it_pushe
     base = save_tiny(tmp_path / "base", "bert")
     adapted = SimCSEModel.from_pretrained(base, lora=lora_config(r=2))
     train(tmp_path / "out", model=adapted, max_steps=2, train_dataset=TRIPLETS)
-    warned = [text for text in caplog.messages if "nobody" in text and "--lora_save merged" in text]
+    warned = [text for text in caplog.messages if "nobody" in text and "lora_save='merged'" in text]
     assert len(warned) == 1, caplog.text
     texts = everything(hub).values()
     assert not [text for text in texts if str(tmp_path).encode() in text]
