@@ -6,7 +6,8 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -82,15 +83,23 @@ def init(
     from simcse_trainer.data.profile import take_columns
     from simcse_trainer.planning.proposal import choose_settings, find_passages, hold_out
 
-    # Of a pattern such as shards/*.csv without what would make a pattern of the files' names.
-    name = re.sub(r"[*?\[\]]", "", Path(data).name.split(".")[0]) or "data"
-    config = output or Path(f"{name}.yaml")
+    config = output or _name_config(data)
     parts = ("corpus",) if eval_file else ("train", "eval", "corpus")
     files = {part: config.with_name(f"{config.stem}_{part}.jsonl") for part in parts}
     written = [config, *files.values()]
     _refuse_to_overwrite(written, data, overwrite)
     file_options = read_file_options(encoding, delimiter, column_names)
     drop = drop_invalid_rows == "true"
+    reading = {
+        "columns": columns or None,
+        "encoding": encoding,
+        "delimiter": delimiter,
+        "column_names": column_names or None,
+        "dataset_split": dataset_split if dataset_split != "train" else None,
+        "drop_invalid_rows": drop or None,
+    }
+    given = reading | {"model": model, "eval_file": eval_file and str(eval_file)}
+    command = ["init", data, *(word for item in given.items() for word in _words(*item))]
     columns = columns or _guess(data, file_options)
     triplets = columns == _NLI
     rows = load_training_data(
@@ -110,19 +119,34 @@ def init(
         _write_rows(files["eval"], split.evaluation)
         options |= {"train_file": str(files["train"]), "eval_tasks": str(files["eval"])}
     else:
-        options |= {"train_file": data, "columns": columns, "nli_triplets": triplets or None}
-        options |= {"dataset_split": dataset_split if dataset_split != "train" else None}
-        options |= {"encoding": encoding, "delimiter": delimiter}
-        options |= {"column_names": column_names or None, "drop_invalid_rows": drop or None}
-        options |= {"eval_tasks": str(eval_file)}
+        options |= {"train_file": data, **reading, "columns": columns}
+        options |= {"nli_triplets": triplets or None, "eval_tasks": str(eval_file)}
     options |= {"output_dir": f"outputs/{config.stem}", **_ALWAYS, "seed": seed}
-    options |= _fit_into_memory(options)
+    with _removing(files.values()):
+        options |= _fit_into_memory(options)
     _write_rows(files["corpus"], {"text": find_passages(texts)})
-    _replace(config, _format(options, data, profile.objective, candidate.name, here))
+    _replace(config, _format(options, command, profile.objective, candidate.name, here))
     _warn(profile)
     typer.echo(f"Written: {', '.join(map(str, written))}. {data} stays as it is.")
     query = next(iter(texts.values()))[0]
     typer.echo(_say_next(config, str(options["output_dir"]), files["corpus"], query))
+
+
+def _name_config(data: str) -> Path:
+    # Of a pattern such as shards/*.csv without what would make a pattern of the files' names.
+    name = re.sub(r"[*?\[\]]", "", Path(data).name.split(".")[0])
+    return Path(f"{name or 'data'}.yaml")
+
+
+@contextmanager
+def _removing(files: Iterable[Path]) -> Iterator[None]:
+    """Remove files if what they were written for fails: they would stand in the way of another."""
+    try:
+        yield
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
 
 
 def _choose_backbone(
@@ -241,9 +265,11 @@ def _scalar(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _format(options: Mapping[str, Any], data: str, objective: str, model: str, here: bool) -> str:
+def _format(
+    options: Mapping[str, Any], command: Sequence[str], objective: str, model: str, here: bool
+) -> str:
     lines = [
-        f"# Written by `simcse-trainer init {shlex.quote(data)}`, and yours to change.",
+        f"# Written by `simcse-trainer {shlex.join(command)}`, and yours to change.",
         f"# Trains {objective}.",
     ]
     if not here:

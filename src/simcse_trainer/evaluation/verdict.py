@@ -74,7 +74,6 @@ def judge(
     *,
     interval: Interval | None = None,
     losses: Sequence[float] = (),
-    subject: str = "training",
 ) -> Verdict | None:
     """Say in a sentence what became of a model, by the mean of its scores.
 
@@ -84,7 +83,6 @@ def judge(
         after: The same of the trained model.
         interval: Of the change, from `bootstrap_change` or `bootstrap_gains`.
         losses: Those of the log, from the first step on.
-        subject: What made the difference; "training", or of two models "difference".
 
     Returns:
         None where nothing is known.
@@ -105,7 +103,7 @@ def judge(
         return _say_collapsed(before, after)
     if not math.isfinite(change):
         return Verdict("unknown", "No verdict: a score is no number.")
-    return _judge_change(change, interval, trained=subject == "training")
+    return _judge_change(change, interval)
 
 
 def _say_collapsed(before: Mapping[str, float], after: Mapping[str, float]) -> Verdict:
@@ -120,20 +118,20 @@ def _say_collapsed(before: Mapping[str, float], after: Mapping[str, float]) -> V
     )
 
 
-def _judge_change(change: float, interval: Interval | None, *, trained: bool) -> Verdict:
+def _judge_change(change: float, interval: Interval | None) -> Verdict:
     where = "" if interval is None else f" ({interval})"
     small = abs(change) < _NO_CHANGE
     if interval is not None and interval.low <= 0 <= interval.high:
         small = max(-interval.low, interval.high) < _NO_CHANGE
         if not small:
             more = _count_to_tell(change, interval)
-            advice = f"Evaluate on more {interval.unit}{f', about {more:,}' if more else ''}"
-            advice += ", or train longer or on more data." if trained else "."
+            number = f", about {more:,}" if more else ""
+            advice = f"Evaluate on more {interval.unit}{number}, or train longer or on more data."
             text = f"Not enough data to tell: the score changed by {change:+.2f} points{where}."
             return Verdict("unclear", text, advice)
     if small:
         text = f"Neither better nor worse: the score changed by {change:+.2f} points{where}."
-        advice = "Train longer, on more data, or from another backbone." if trained else ""
+        advice = "Train longer, on more data, or from another backbone."
         return Verdict("same", text, advice)
     if change > 0:
         return Verdict("better", f"Better: the score rose by {change:.2f} points{where}.")

@@ -5,6 +5,7 @@ import json
 import shlex
 import warnings
 
+import psutil
 import pytest
 import yaml
 from helpers.command_line import error, run
@@ -82,6 +83,15 @@ def test_the_split_is_seeded_and_nothing_is_overwritten(here, monkeypatch, capsy
     assert (here / "my_eval.jsonl").read_bytes() != first
 
 
+def test_what_does_not_fit_leaves_nothing_behind(here, monkeypatch, capsys):
+    write("faq.csv", sent0=TEXTS, sent1=REPLIES)
+    free = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    said = error(monkeypatch, capsys, "init", "faq.csv", "--model", "model")
+    assert "needs at least" in said
+    assert [path.name for path in here.glob("*faq*")] == ["faq.csv"]
+
+
 def test_the_data_itself_is_never_replaced(here, monkeypatch, capsys):
     (here / "x_train.jsonl").write_text(
         "".join(json.dumps({"sent0": text}) + "\n" for text in TEXTS), encoding="utf-8"
@@ -108,6 +118,9 @@ def test_scored_pairs_of_ones_own_leave_the_data_whole(here, monkeypatch, capsys
     assert run(monkeypatch, *words) == 0
     options = yaml.safe_load((here / "faq.yaml").read_text(encoding="utf-8"))
     assert (options["train_file"], options["eval_tasks"]) == ("faq.csv", "pairs.csv")
+    first = (here / "faq.yaml").read_text(encoding="utf-8").splitlines()[0]
+    said = f"# Written by `simcse-trainer {shlex.join(words[:2])} --model=model"
+    assert first == f"{said} --eval_file=pairs.csv`, and yours to change."
     assert options["columns"] == ["question", "answer"]
     assert not (here / "faq_train.jsonl").exists()
     assert run(monkeypatch, "train", "faq.yaml", "--max_steps", 2, "--use_cpu", "true") == 0
