@@ -87,6 +87,7 @@ def page(tool):
     served.close()
 
 
+@pytest.mark.slow
 def test_it_listens_on_this_machine_alone(page, tool):
     port = page.server_port
     assert page.local_url == f"http://127.0.0.1:{port}/"

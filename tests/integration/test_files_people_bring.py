@@ -243,12 +243,13 @@ def backbone(tmp_path_factory):
 
 
 def init(words, backbone, capsys):
-    """Run `init`, do what it says where it refuses, and return the command that it prints."""
+    """Run `init`, do what it says where it refuses; return the command to train that it prints."""
     for _ in range(4):
         status = run_command("init", *words[1:], "--model", backbone)
         said = capsys.readouterr()
         if status == 0:
-            return shlex.split(said.out.splitlines()[-1])
+            printed = [line for line in said.out.splitlines() if line.startswith("    ")]
+            return shlex.split(printed[0])
         words = follow(said.err.splitlines()[-1].removeprefix("error: "), words)
     raise AssertionError(words)
 

@@ -37,6 +37,7 @@ def report(monkeypatch, *words):
     return end.value.code or 0
 
 
+@pytest.mark.slow
 def test_a_run_against_another_reading_of_it(folder, monkeypatch, capsys):
     given = ["run", "--tasks", "pairs.csv", "--baseline", "run", "--baseline_pooling_mode", "max"]
     assert report(monkeypatch, *given) == 0
@@ -51,6 +52,7 @@ def test_a_run_against_another_reading_of_it(folder, monkeypatch, capsys):
     assert (folder / "report/alignment_uniformity.png").is_file()
 
 
+@pytest.mark.slow
 def test_how_it_is_computed_is_said_as_to_the_other_commands(folder, monkeypatch, capsys):
     words = ["run", "--tasks", "pairs.csv", "--batch_size", "2", "--device", "cpu"]
     assert report(monkeypatch, *words, "--max_seq_length", "3") == 0
@@ -122,6 +124,7 @@ def test_what_cannot_be_is_one_line(folder, monkeypatch, capsys, words, expected
     assert not (folder / "report").exists()
 
 
+@pytest.mark.slow
 def test_baseline_and_model_are_read_at_one_length(folder, monkeypatch):
     from simcse_trainer.analysis import space
 

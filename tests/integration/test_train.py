@@ -161,6 +161,7 @@ def test_options_that_do_not_go_together(run, options, message, capsys):
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_worker_that_meets_a_bad_row_says_only_that(run, tmp_path, capsys):
     rows = [f"man {i},a dog" for i in range(1500)] + ["broken,"]
     (tmp_path / "bad.csv").write_text("sent0,sent1\n" + "\n".join(rows))

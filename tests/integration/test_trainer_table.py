@@ -458,7 +458,7 @@ def undo():
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-COMPILED = {"torch_compile", "torch_compile_mode"}  # and one more, in seconds each
+COMPILED = {"torch_compile", "torch_compile_mode", "torch_compile_backend"}  # seconds each
 
 
 @pytest.mark.parametrize("name", mostly_slow(EFFECTS, {*EFFECTS} - COMPILED))

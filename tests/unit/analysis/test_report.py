@@ -95,6 +95,7 @@ def test_the_page_needs_nothing_else(tmp_path):
     assert "The line is the training run" in words
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bytes(tmp_path):
     write(tmp_path / "a")
     write(tmp_path / "b")

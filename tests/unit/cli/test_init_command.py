@@ -68,6 +68,7 @@ def test_the_config_trains_as_printed(here, monkeypatch, capsys):
     assert len(hits) == 5
 
 
+@pytest.mark.slow
 def test_the_split_is_seeded_and_nothing_is_overwritten(here, monkeypatch, capsys):
     write("faq.csv", sent0=TEXTS, sent1=REPLIES)
     words = ("init", "faq.csv", "--model", "model", "--output", "my.yaml")
@@ -100,6 +101,7 @@ def test_the_data_itself_is_never_replaced(here, monkeypatch, capsys):
     assert "is the data itself" in error(monkeypatch, capsys, *words)
 
 
+@pytest.mark.slow
 def test_texts_alone_are_paired_with_shortened_copies(here, monkeypatch, capsys):
     (here / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
     assert run(monkeypatch, "init", "texts.txt", "--model", "model") == 0

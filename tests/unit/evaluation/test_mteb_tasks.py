@@ -127,6 +127,7 @@ def test_an_aggregate_is_the_mean_of_its_tasks(tasks, model):
     assert found["mteb/OurMean"] == pytest.approx(mean, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_a_benchmark_stands_for_its_tasks(tasks, monkeypatch):
     known = sys.modules["mteb.benchmarks.get_benchmark"]._build_registry()
     ours = mteb.Benchmark(name="MTEB(ours, v1)", tasks=mteb.get_tasks(["OurPairs", "OurAnswers"]))
