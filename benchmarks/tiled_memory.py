@@ -116,15 +116,11 @@ def measure(options: argparse.Namespace, tile_size: int) -> dict[str, float | st
 def get_loss(
     anchors: Tensor, candidates: Tensor, text_ids: Tensor | None, tile_size: int
 ) -> Tensor:
-    from simcse_trainer.objective.loss import find_false_negatives, info_nce
-    from simcse_trainer.objective.tiled import tiled_info_nce
+    from simcse_trainer.objective.loss import info_nce
 
-    if tile_size:
-        return tiled_info_nce(
-            anchors, candidates, temperature=0.05, text_ids=text_ids, tile_size=tile_size
-        )
-    masked = None if text_ids is None else find_false_negatives(text_ids)
-    return info_nce(anchors, candidates, temperature=0.05, false_negatives=masked)
+    return info_nce(
+        anchors, candidates, temperature=0.05, text_ids=text_ids, tile_size=tile_size or None
+    )
 
 
 def peak_bytes() -> int:

@@ -114,7 +114,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
-    return f"`{' '.join(value) if isinstance(value, list) else value}`"
+    return f"`{' '.join(map(str, value)) if isinstance(value, list) else value}`"
 
 
 def recipes_page() -> str:

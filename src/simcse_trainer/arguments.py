@@ -5,18 +5,19 @@ An option's text exists once, in `metadata["help"]`, where --help finds it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
 from simcse_trainer.data.augmentation import AUGMENTATIONS, DEFAULT_RATE
 from simcse_trainer.data.lines import FileOptions, check_encoding
-from simcse_trainer.errors import InputError
+from simcse_trainer.errors import InputError, check_bounds
 from simcse_trainer.hub.card_data import check_language, check_license
 from simcse_trainer.model.choices import DTYPES, LORA_SAVES, PROJECTION_HEADS
 from simcse_trainer.model.pooling import POOLING_MODES
+from simcse_trainer.objective import logits
+from simcse_trainer.objective.contrastive import ContrastiveObjective, objective_bounds
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -171,17 +172,6 @@ class ModelArguments:
         )
 
 
-def check_bounds(options: Any, bounds: Mapping[str, tuple[bool, str]]) -> None:
-    """Raise InputError for all options whose condition does not hold."""
-    wrong = [
-        f"{name} is {getattr(options, name)}; expected {expected}."
-        for name, (holds, expected) in bounds.items()
-        if not holds
-    ]
-    if wrong:
-        raise InputError(" ".join(wrong))
-
-
 @dataclass
 class DataArguments:
     """What to train on, and what to evaluate on."""
@@ -295,6 +285,40 @@ class SimCSETrainingArguments(TrainingArguments):
     mask_duplicate_negatives: bool = _option(
         True, "Do not count a text as negative of an anchor that it equals or belongs to."
     )
+    contrastive_directions: list[str] = _option(
+        ["query_to_doc"],
+        "What meets what: query_to_doc, anchors and all documents (positives and hard negatives); "
+        "doc_to_query, positives and anchors; query_to_query; doc_to_doc. All four is the loss of "
+        "GTE.",
+        choices=list(logits.DIRECTIONS),
+    )
+    contrastive_partition: str = _option(
+        "joint",
+        "Whether all directions have one partition sum, or each its own (per_direction: "
+        "query_to_doc and doc_to_query are the symmetric loss).",
+        choices=list(logits.PARTITIONS),
+    )
+    hardness_strength: float = _option(
+        0.0,
+        "Times its cosine, without a gradient, is added to the logit of a negative: the nearer it "
+        "is, the more it counts. EmbeddingGemma has 5 on hard negatives; 0 is off.",
+    )
+    hardness_mode: str = _option(
+        "all_negatives",
+        "Which negatives hardness_strength is for: those of other rows, a row's own hard "
+        "negatives, or both.",
+        choices=list(logits.HARDNESS_MODES),
+    )
+    false_negative_margin: float | None = _option(
+        None,
+        "Do not count as a negative what the model itself finds nearer to an anchor than the "
+        "positive less this (GISTEmbed without a guide). Default: count it.",
+    )
+    false_negative_margin_type: str = _option(
+        "absolute",
+        "Whether the margin is a cosine, or a share of the positive's (relative).",
+        choices=list(logits.MARGIN_TYPES),
+    )
     num_hard_negatives: int = _option(
         1,
         "Of data with lists of negatives: how many are drawn per row and epoch. One positive is "
@@ -327,8 +351,27 @@ class SimCSETrainingArguments(TrainingArguments):
     )
     contrastive_weight: float = _option(
         1.0,
-        "Weight of the contrastive loss; 0 trains the loss of mlm_weight alone, as LLM2Vec does "
-        "before SimCSE.",
+        "Weight of the contrastive loss; 0 trains the other terms alone: that of mlm_weight, as "
+        "LLM2Vec does before SimCSE, or those of the space.",
+    )
+    alignment_weight: float = _option(
+        0.0, "Weight of the mean squared distance of an anchor and its positive, itself; 0 is off."
+    )
+    uniformity_weight: float = _option(
+        0.0, "Weight of the uniformity of the batch's anchors, itself (Wang and Isola); 0 is off."
+    )
+    orthogonality_weights: list[float] = _option(
+        [0.0, 0.0],
+        "Weights of the global orthogonal regulariser: of the squared mean cosine of two texts, "
+        "and of what their mean squared cosine has more than 1 / dimensions.",
+    )
+    matryoshka_dims: list[int] = _option(
+        [],
+        "Sizes to which embeddings are cut, such as 384 192 96: each term is computed for each, so "
+        "that the first dimensions can be used alone. Name the whole size as well.",
+    )
+    matryoshka_weights: list[float] = _option(
+        [], "The weight of each of matryoshka_dims. Default: 1 each."
     )
     mlm_weight: float = _option(
         0.0,
@@ -381,11 +424,10 @@ class SimCSETrainingArguments(TrainingArguments):
             InputError: A value out of its range.
         """
         bounds: dict[str, tuple[bool, str]] = {
-            "temperature": (self.temperature > 0, "more than 0"),
             "mlm_weight": (self.mlm_weight >= 0, "0 or more"),
             "contrastive_weight": (
-                self.contrastive_weight > 0 or self.contrastive_weight == 0 < self.mlm_weight,
-                "more than 0, or 0 with an mlm_weight above 0",
+                self.contrastive_weight >= 0 and (self.uses_embeddings or self.mlm_weight > 0),
+                "more than 0, or 0 with another weight above 0, such as mlm_weight",
             ),
             "augmentation": (
                 self.augmentation in AUGMENTATIONS,
@@ -403,7 +445,7 @@ class SimCSETrainingArguments(TrainingArguments):
             "hub_final_timeout_s": (self.hub_final_timeout_s >= 0, "0 or more"),
             "gradient_accumulation_steps": (self.gradient_accumulation_steps > 0, "1 or more"),
         }
-        check_bounds(self, bounds)
+        check_bounds(self, logits.rule_bounds(self) | bounds | objective_bounds(self))
         if self.mini_batch_size not in (None, "auto") and not self.chunk_size:
             raise InputError(
                 f"mini_batch_size is '{self.mini_batch_size}'; expected a number from 1, or auto."
@@ -420,6 +462,19 @@ class SimCSETrainingArguments(TrainingArguments):
             mode = "max" if self.greater_is_better else "min"
             given: Any = self.lr_scheduler_kwargs or {}
             self.lr_scheduler_kwargs = {"mode": mode, **given}
+
+    @property
+    def uses_embeddings(self) -> bool:
+        """Whether a term of the loss is one of embeddings."""
+        weights = (self.contrastive_weight, self.alignment_weight, self.uniformity_weight)
+        return any(weights) or any(self.orthogonality_weights)
+
+    def build_objective(self) -> ContrastiveObjective:
+        """Return the terms of the loss that are of embeddings."""
+        return ContrastiveObjective(
+            logits.LogitRules(**{o.name: getattr(self, o.name) for o in fields(logits.LogitRules)}),
+            **{o.name: getattr(self, o.name) for o in fields(ContrastiveObjective)[1:]},
+        )
 
     @property
     def uses_scores(self) -> bool:

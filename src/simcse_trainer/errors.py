@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import ContextDecorator
+from typing import Any
 
 
 class InputError(ValueError):
@@ -100,3 +102,14 @@ class CollectedErrors:
         if texts:
             numbered = (f"({number}) {text}" for number, text in enumerate(texts, 1))
             raise InputError(f"{len(texts)} things to correct: {' '.join(numbered)}")
+
+
+def check_bounds(options: Any, bounds: Mapping[str, tuple[bool, str]]) -> None:
+    """Raise InputError for all options whose condition does not hold."""
+    wrong = [
+        f"{name} is {getattr(options, name)}; expected {expected}."
+        for name, (holds, expected) in bounds.items()
+        if not holds
+    ]
+    if wrong:
+        raise InputError(" ".join(wrong))

@@ -40,6 +40,29 @@ KINDS = {
     "unsupervised": {"views": 1},
     "pairs": {"views": 2},
     "hard negatives": {"views": 4, "hard_negative_weight": 0.7},
+    "all terms": {
+        "views": 4,
+        "contrastive_directions": ["query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"],
+        "hardness_strength": 2.0,
+        "false_negative_margin": 0.1,
+        "alignment_weight": 0.3,
+        "uniformity_weight": 0.2,
+        "orthogonality_weights": [0.5, 0.7],
+        "matryoshka_dims": [32, 16, 8],
+    },
+    "symmetric": {
+        "views": 3,
+        "contrastive_directions": ["query_to_doc", "doc_to_query"],
+        "contrastive_partition": "per_direction",
+        "hardness_strength": 5.0,
+        "hardness_mode": "hard_negatives",
+    },
+    "the space alone": {
+        "views": 2,
+        "contrastive_weight": 0.0,
+        "alignment_weight": 1.0,
+        "uniformity_weight": 0.5,
+    },
     "mlm": {"views": 2, "mlm_weight": 0.3},
     "adapted decoder": {"views": 3},
     "mntp": {"views": 2, "mlm_weight": 0.3},
@@ -220,15 +243,15 @@ def one_graph(trainer: SimCSETrainer, rows: list, size: int) -> tuple:
     for chunk in chunks:
         states.append(torch.get_rng_state())
         plain = {name: x for name, x in chunk.items() if not name.startswith("mlm_")}
-        if trainer.args.contrastive_weight:
+        if trainer.args.uses_embeddings:
             embeddings.append(model(**plain).embeddings)
     loss = 0.0
-    if trainer.args.contrastive_weight:
+    if trainer.args.uses_embeddings:
         loss = trainer.objective(torch.cat(embeddings).unflatten(0, text_ids.shape), text_ids)
     if trainer.args.mlm_weight:
         shares = trainer.mlm.count_masked(chunks)
         for chunk, state, (count, total) in zip(chunks, states, shares, strict=True):
-            if trainer.args.contrastive_weight:
+            if trainer.args.uses_embeddings:
                 torch.set_rng_state(state)
             output = model(**trainer.mlm.drop_unused(chunk))
             loss = loss + trainer.args.mlm_weight * output.mlm_loss * count / total

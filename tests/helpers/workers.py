@@ -10,7 +10,6 @@ from torch import Tensor
 
 from simcse_trainer.objective.contrastive import ShardSizes, gather_with_grad
 from simcse_trainer.objective.loss import find_false_negatives, info_nce
-from simcse_trainer.objective.tiled import tiled_info_nce
 
 DIM = 6
 OPTIONS = {"temperature": 0.2, "hard_negative_weight": 0.7}
@@ -70,9 +69,8 @@ def check_training_step(sizes: tuple[int, ...], rank: int, columns: int) -> None
 
     weight = start.clone().requires_grad_()
     anchors, *candidates = inputs @ weight
-    masked = find_false_negatives(text_ids)
-    assert masked.any()
-    complete = info_nce(anchors, torch.stack(candidates), false_negatives=masked, **OPTIONS)
+    assert find_false_negatives(text_ids).any()
+    complete = info_nce(anchors, torch.stack(candidates), text_ids=text_ids, **OPTIONS)
     (expected,) = torch.autograd.grad(complete, weight)
 
     offset = sum(sizes[:rank])
@@ -97,13 +95,8 @@ def local_loss(embeddings: Tensor, text_ids: Tensor, tiled: bool) -> Tensor:
     rows = ShardSizes.exchange(len(anchors), anchors.device)
     candidates = gather_with_grad(candidates.transpose(0, 1), rows).transpose(0, 1)
     text_ids = gather_with_grad(text_ids.T, rows).T
-    options = OPTIONS | {"offset": rows.offset}
-    if tiled:
-        loss = tiled_info_nce(anchors, candidates, text_ids=text_ids, tile_size=2, **options)
-    else:
-        masked = find_false_negatives(text_ids, offset=rows.offset, size=rows.size)
-        loss = info_nce(anchors, candidates, false_negatives=masked, **options)
-    return loss * rows.loss_scale
+    options = OPTIONS | {"offset": rows.offset, "tile_size": 2 if tiled else None}
+    return info_nce(anchors, candidates, text_ids=text_ids, **options) * rows.loss_scale
 
 
 def seeded() -> torch.Generator:

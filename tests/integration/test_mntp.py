@@ -111,7 +111,7 @@ def test_a_decoder_that_looks_back_only_is_refused_and_the_advice_works(base, tm
 
 
 def test_nothing_to_train_on_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"contrastive_weight.*0 with an mlm_weight above 0"):
+    with pytest.raises(InputError, match=r"contrastive_weight.*0 with another weight above 0"):
         build_args(tmp_path, contrastive_weight=0.0)
 
 

@@ -21,9 +21,11 @@ OPTIONS = {
     """,
     SimCSETrainingArguments: """
         overwrite_output_dir temperature hard_negative_weight mask_duplicate_negatives
-        num_hard_negatives augmentation augmentation_rate gather_across_devices mini_batch_size
-        use_cpu_kernels
-        contrastive_weight mlm_weight mlm_probability lora_save hub_push_training_state
+        contrastive_directions contrastive_partition hardness_strength hardness_mode
+        false_negative_margin false_negative_margin_type num_hard_negatives augmentation
+        augmentation_rate gather_across_devices mini_batch_size use_cpu_kernels contrastive_weight
+        alignment_weight uniformity_weight orthogonality_weights matryoshka_dims
+        matryoshka_weights mlm_weight mlm_probability lora_save hub_push_training_state
         hub_timeout_s hub_final_timeout_s resume_from_hub allow_resume_mismatch language license
         model_card_template
     """,

@@ -30,7 +30,8 @@ _GROUPS = {
     r"per_device_eval_batch_size|metric_for_.*|greater_is_better|load_best_model_at_end|"
     r"batch_eval_metrics|include_for_metrics|prediction_loss_only|label_names",
     "The objective": r"temperature|hard_negative.*|mask_duplicate_.*|augmentation.*|mlm_.*|"
-    r"gather_across_devices|mini_batch_size|contrastive_weight|num_hard_negatives|label_smoothing.*",
+    r"gather_across_devices|mini_batch_size|contrastive_.*|hardness_.*|false_negative_.*|"
+    r"alignment_weight|uniformity_weight|orthogonality_weights|matryoshka_.*|num_hard_negatives|label_smoothing.*",
     "Batches, steps and the optimizer": r"per_device_train_.*|learning_rate|num_train_epochs|"
     r"max_steps|warmup_steps|weight_decay|lr_.*|optim.*|adam_.*|max_grad_norm|seed|data_seed|"
     r"gradient_acc.*|neftune.*|average_tokens.*|auto_find_batch_size|do_train|full_determinism|"

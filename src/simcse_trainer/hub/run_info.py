@@ -240,7 +240,7 @@ def take_examples(
 
 def describe_objective(views: int, args: Any) -> str:
     """Return what tells a positive, in words; or what is trained where nothing is contrasted."""
-    if not args.contrastive_weight:
+    if not args.uses_embeddings:
         return "masked tokens are predicted, and nothing is contrasted"
     if views == 1:
         return f"unsupervised: {_POSITIVES[args.augmentation].format(args.augmentation_rate)}"

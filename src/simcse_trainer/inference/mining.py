@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from simcse_trainer.arguments import check_bounds
 from simcse_trainer.data.retrieval import read_pairs
 from simcse_trainer.data.schema import ANCHOR, NEGATIVE, POSITIVE
 from simcse_trainer.data.texts import read_texts
-from simcse_trainer.errors import InputError
+from simcse_trainer.errors import InputError, check_bounds
 from simcse_trainer.evaluation.retrieval import Block, find_nearest
 from simcse_trainer.evaluation.sts import Encoder
 from simcse_trainer.inference.export import check_place, open_replacing

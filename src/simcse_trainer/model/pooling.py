@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from simcse_trainer.objective.loss import upcast
+from simcse_trainer.objective.logits import upcast
 
 
 def pool(hidden: Tensor, lengths: Tensor, mode: str) -> Tensor:

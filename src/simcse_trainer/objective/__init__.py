@@ -6,6 +6,7 @@ __getattr__, __dir__ = attach_lazily(
     __name__,
     {
         "ContrastiveObjective": "contrastive",
+        "LogitRules": "logits",
         "MaskedTokens": "mlm",
         "contrastive_logits": "loss",
         "find_false_negatives": "loss",

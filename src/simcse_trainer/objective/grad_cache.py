@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-from simcse_trainer.objective.loss import upcast
+from simcse_trainer.objective.logits import upcast
 
 Chunk = dict[str, Tensor]
 

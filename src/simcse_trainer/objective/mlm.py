@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from simcse_trainer.objective.loss import upcast
+from simcse_trainer.objective.logits import upcast
 
 IGNORED = -100
 

@@ -206,7 +206,7 @@ class Planner:
         }
         if self.args.mlm_weight:
             fake |= {f"mlm_{n}": fake["input_ids"].clone() for n in ("input_ids", "labels")}
-        if not self.args.contrastive_weight:
+        if not self.args.uses_embeddings:
             del fake["input_ids"]
         text_ids = torch.zeros(workload.views, workload.batch, dtype=torch.long)
         return Batch(fake, workload.size, text_ids)
@@ -313,7 +313,7 @@ def plan_run(
         or _count_views(
             data_args,
             notes,
-            least=2 if args.contrastive_weight else 1,
+            least=2 if args.uses_embeddings else 1,
             negatives=args.num_hard_negatives,
         ),
         batch=args.per_device_train_batch_size,

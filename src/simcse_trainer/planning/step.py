@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from torch.utils._pytree import tree_leaves
 
 from simcse_trainer.arguments import SimCSETrainingArguments
 from simcse_trainer.model.modeling import SimCSEModel
-from simcse_trainer.objective.contrastive import ContrastiveObjective
 from simcse_trainer.objective.grad_cache import (
     embed_with_graph,
     embed_without_graph,
@@ -71,17 +70,12 @@ class Step:
 
     def __init__(self, model: SimCSEModel, args: SimCSETrainingArguments, tracker: MemoryTracker):
         self.model, self.args, self.tracker = model, args, tracker
-        self.objective = ContrastiveObjective(
-            temperature=args.temperature,
-            hard_negative_weight=args.hard_negative_weight,
-            mask_duplicate_negatives=args.mask_duplicate_negatives,
-            gather_across_devices=False,
-        )
+        self.objective = replace(args.build_objective(), gather_across_devices=False)
 
     def run(self, batch: Batch) -> StepMemory:
         """Run forward and backward, twice where gradients are accumulated."""
         self.model.train()
-        at_once = batch.size == batch.text_ids.numel() or not self.args.contrastive_weight
+        at_once = batch.size == batch.text_ids.numel() or not self.args.uses_embeddings
         memory = StepMemory()
         for _ in range(min(self.args.gradient_accumulation_steps, 2)):
             if at_once:

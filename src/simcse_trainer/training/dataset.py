@@ -92,12 +92,12 @@ def prepare_training_data(
     views = count_views(dataset, args)
     examples = take_examples(texts, model) if args.should_save else Examples([], [])
     set_up_augmentation(model, args, views)
-    if views == 1 and args.augmentation == "dropout" and args.contrastive_weight:
+    if views == 1 and args.augmentation == "dropout" and args.uses_embeddings:
         check_dropout(model)
     choose_head(model, views)
     has_lists = POSITIVES in next(iter(dataset))
     warn_about_settings(args, views, has_lists=has_lists)
-    if args.process_index == 0 and args.contrastive_weight and not has_lists:
+    if args.process_index == 0 and args.uses_embeddings and not has_lists:
         report_data(texts, model, evaluation)
     if not isinstance(dataset, Dataset):
         dataset = prepare_stream(dataset, args)
@@ -250,7 +250,7 @@ def build_collator(model: SimCSEModel, args: SimCSETrainingArguments, views: int
         draws=ListDraws(args.seed, max(views - 2, 0)),
         chunk_size=args.chunk_size,
         keep_lengths=args.mini_batch_size is not None,
-        twice=args.contrastive_weight > 0,
+        twice=args.uses_embeddings,
     )
 
 
@@ -439,7 +439,7 @@ class MLMInputs:
 
     def drop_unused(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         """Leave out the tokens as they are, where nothing is contrasted."""
-        if self._trainer.args.contrastive_weight:
+        if self._trainer.args.uses_embeddings:
             return features
         return {name: tensor for name, tensor in features.items() if name != "input_ids"}
 

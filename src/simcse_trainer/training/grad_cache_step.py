@@ -117,13 +117,11 @@ class GradCacheStep:
         loss: Any = 0.0
         states: list[Any] = [None] * len(chunks)
         rows: Any = states
-        if contrast := trainer.args.contrastive_weight:
+        if trainer.args.uses_embeddings:
             embeddings, states = embed_without_graph(chunks, embed)
             loss, gradient = loss_and_gradient(
                 embeddings,
-                lambda e: (
-                    contrast * trainer.objective(e.unflatten(0, (-1, text_ids.shape[1])), text_ids)
-                ),
+                lambda e: trainer.objective(e.unflatten(0, (-1, text_ids.shape[1])), text_ids),
             )
             del embeddings  # from here on only their gradient is needed
             rows = gradient.split(size)

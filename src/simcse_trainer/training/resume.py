@@ -199,6 +199,9 @@ _OPTIONS = """
     learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps num_train_epochs max_steps
     weight_decay optim optim_args adam_beta1 adam_beta2 adam_epsilon max_grad_norm seed data_seed
     bf16 fp16 temperature hard_negative_weight mask_duplicate_negatives gather_across_devices
+    contrastive_directions contrastive_partition hardness_strength hardness_mode
+    false_negative_margin false_negative_margin_type alignment_weight uniformity_weight
+    orthogonality_weights matryoshka_dims matryoshka_weights
     mini_batch_size contrastive_weight mlm_weight mlm_probability dataloader_drop_last augmentation
     augmentation_rate num_hard_negatives
 """.split()  # noqa: SIM905

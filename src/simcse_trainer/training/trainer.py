@@ -122,12 +122,7 @@ class SimCSETrainer(Trainer):
         kwargs.setdefault("data_collator", dataset.build_collator(model, args, self.views))
         datasets: Any = {"train_dataset": train_dataset, "eval_dataset": eval_dataset}
         super().__init__(model, args, callbacks=callbacks, **datasets, **kwargs)
-        self.objective = ContrastiveObjective(
-            temperature=args.temperature,
-            hard_negative_weight=args.hard_negative_weight,
-            mask_duplicate_negatives=args.mask_duplicate_negatives,
-            gather_across_devices=args.gather_across_devices,
-        )
+        self.objective = args.build_objective()
         self.mlm = dataset.MLMInputs(self)
         self.grad_cache_step = GradCacheStep(self) if args.mini_batch_size is not None else None
         validation.check_engine(self.accelerator.state, args, self._model)
@@ -185,7 +180,7 @@ class SimCSETrainer(Trainer):
         loss: Any = 0.0
         if output.embeddings is not None:
             views = output.embeddings.unflatten(0, (-1, text_ids.shape[1]))
-            loss = self.args.contrastive_weight * self.objective(views, text_ids)
+            loss = self.objective(views, text_ids)
         if weight is not None and output.mlm_loss is not None:
             loss = loss + self.args.mlm_weight * output.mlm_loss * weight[0] / weight[1]
         return (loss, output) if return_outputs else loss

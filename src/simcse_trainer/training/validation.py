@@ -217,6 +217,12 @@ def check_model(model: SimCSEModel, args: SimCSETrainingArguments) -> None:
         )
     if args.mlm_weight:
         _check_prediction(model, args)
+    largest = max(args.matryoshka_dims, default=0)
+    if largest > model.embedding_dimension:
+        raise InputError(
+            f"matryoshka_dims has {largest}, but embeddings have {model.embedding_dimension} "
+            f"dimensions; expected at most that. Pass --matryoshka_dims with smaller numbers."
+        )
     choose_lora_save(model, args.lora_save)
     if is_quantized(model.backbone) and not has_adapter(model.backbone):
         raise InputError(
@@ -246,7 +252,7 @@ def _check_prediction(model: Any, args: SimCSETrainingArguments) -> None:
     """Refuse what cannot predict masked tokens."""
     next_token = model.mlm_head is not None and model.mlm_head.predicts_next
     # Alone it cannot be left out.
-    without = ", or --mlm_weight 0" if args.contrastive_weight else ""
+    without = ", or --mlm_weight 0" if args.uses_embeddings else ""
     advice = "Pass --mlm_weight 0." if without else "Use another backbone, or another tokenizer."
     if next_token and not is_bidirectional(model.config):
         raise InputError(
@@ -418,6 +424,9 @@ def warn_about_settings(
     """Warn about settings that do less than they seem to."""
     if args.hard_negative_weight and views < 3:
         logger.warning("hard_negative_weight has no effect: the data has no hard negatives.")
+    hard_alone = args.hardness_mode == "hard_negatives"
+    if args.hardness_strength and hard_alone and views < 3:
+        logger.warning("hardness_strength has no effect: the data has no hard negatives.")
     if args.num_hard_negatives != 1 and not has_lists:
         logger.warning("num_hard_negatives has no effect: the data has no lists of negatives.")
     if args.augmentation == "none" and args.activation_checkpointing:

@@ -12,7 +12,6 @@ from simcse_trainer.data.loading import load_training_data, prepare_dataset
 from simcse_trainer.data.tokenization import tokenize_dataset
 from simcse_trainer.objective.contrastive import ContrastiveObjective
 from simcse_trainer.objective.loss import find_false_negatives, info_nce
-from simcse_trainer.objective.tiled import tiled_info_nce
 from simcse_trainer.training.dataset import SimCSECollator
 from simcse_trainer.training.drawing import ListDraws
 
@@ -190,14 +189,18 @@ def test_the_loss_with_other_positives_is_that_of_the_definition(seed):
     (gradient,) = torch.autograd.grad(expected, views)
     for loss in (
         ContrastiveObjective()(views, ids),
-        info_nce(
-            views[0], views[1:], temperature=0.05,
-            false_negatives=find_false_negatives(ids[:4], ids[4:]),
+        *(
+            info_nce(
+                views[0],
+                views[1:],
+                temperature=0.05,
+                text_ids=ids[:4],
+                others=ids[4:],
+                tile_size=tile_size,
+            )
+            for tile_size in (None, 4)
         ),
-        tiled_info_nce(
-            views[0], views[1:], temperature=0.05, text_ids=ids[:4], others=ids[4:], tile_size=4
-        ),
-    ):  # fmt: skip
+    ):
         assert loss.item() == pytest.approx(expected.item(), abs=1e-9)
         (found,) = torch.autograd.grad(loss, views)
         assert torch.allclose(found, gradient, atol=1e-9)

@@ -41,9 +41,10 @@ def test_loss_and_gradient_equal_the_equation(columns, weight):
 def test_masked_candidates_are_left_out():
     anchors = torch.randn(4, 3, dtype=torch.float64)
     candidates = torch.randn(2, 4, 3, dtype=torch.float64)
-    masked = find_false_negatives(torch.tensor([[1, 2, 1, 4], [5, 6, 7, 8], [9, 6, 1, 0]]))
+    ids = torch.tensor([[1, 2, 1, 4], [5, 6, 7, 8], [9, 6, 1, 0]])
+    masked = find_false_negatives(ids)
     assert masked.any()
-    loss = info_nce(anchors, candidates, temperature=0.05, false_negatives=masked)
+    loss = info_nce(anchors, candidates, temperature=0.05, text_ids=ids)
     torch.testing.assert_close(loss, reference(anchors, candidates, 0.05, 0.0, masked))
 
 
@@ -88,9 +89,7 @@ def test_duplicates_change_the_loss_only_when_counted():
     anchors[2] = anchors[0]
     ids = torch.tensor([[1, 2, 1], [1, 2, 1]])
     counted = info_nce(anchors, anchors[None], temperature=0.05)
-    masked = info_nce(
-        anchors, anchors[None], temperature=0.05, false_negatives=find_false_negatives(ids)
-    )
+    masked = info_nce(anchors, anchors[None], temperature=0.05, text_ids=ids)
     # Two equal sentences halve each other's probability: log 2 in two of three rows.
     assert counted - masked == pytest.approx(2 / 3 * math.log(2), abs=0.01)
 
