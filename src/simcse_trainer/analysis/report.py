@@ -275,9 +275,9 @@ class PairDifference:
     """A pair that a model ranks otherwise than people do.
 
     Attributes:
-        first: One text.
-        second: The other.
-        score: What people say.
+        first: The first text of the pair.
+        second: The second text of the pair.
+        score: How alike people find the two texts.
         cosines: "model" and "baseline" -> cosine.
         closer: The model takes the two for closer than people do.
     """
@@ -320,7 +320,7 @@ class QueryDifference:
     """A query that a model finds the passages of better or worse than the baseline does.
 
     Attributes:
-        query: The text.
+        query: The text that was searched with.
         relevant: A relevant passage; empty where none is in the collection.
         gains: "model", "baseline" and "change" -> nDCG@10, times 100.
         instead: "model" and "baseline" -> the passage found first, where it is not relevant.

@@ -60,8 +60,8 @@ def read_table(file: IO[bytes], source: str, options: FileOptions, usual: str) -
     """Read a table; with tabs a record a line where nothing is quoted, else as in csv.
 
     Args:
-        file: Its bytes.
-        source: Its path.
+        file: The bytes of the table, open for reading.
+        source: The path of the table, for the errors.
         options: Its encoding, and its delimiter if that is known.
         usual: The delimiter of its kind of file, unless the file tells another.
 

@@ -50,8 +50,8 @@ def describe_content(path: Path, head: bytes) -> str | None:
     """Return what to do with a file that is not what its name says; None if nothing tells.
 
     Args:
-        path: The file.
-        head: Its first bytes.
+        path: The file that the errors name and that is read.
+        head: The first bytes of the file, as they are.
     """
     suffix = next((suffix for mark, suffix in _BEGINNINGS if head.startswith(mark)), None)
     if suffix is None:
@@ -88,9 +88,9 @@ def describe_chats(
     """Return how to make pairs of chats, where the rows hold some; None if not.
 
     Args:
-        path: The file.
-        columns: All columns.
-        rows: The first rows.
+        path: The file that the errors name and that is read.
+        columns: The names of all columns of the data.
+        rows: The first rows of the data: column -> value.
     """
     name = next((name for name in columns if _has_chats([row.get(name) for row in rows])), None)
     if name is None:
@@ -122,9 +122,9 @@ def describe_groups(path: Path, name: str, rows: Sequence[Mapping[str, object]])
     """Return how to make pairs of lists of texts that mean the same; None if it has no lists.
 
     Args:
-        path: The file.
+        path: The file that the errors name and that is read.
         name: The column that would be the anchor.
-        rows: The first rows.
+        rows: The first rows of the data: column -> value.
     """
     cells = [row.get(name) for row in rows]
     if not cells or not all(isinstance(cell, list) and not is_chat(cell) for cell in cells):
@@ -167,7 +167,7 @@ def describe_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> str | No
     """Return what to do with lines of a text file that are rows of a table, or JSON; None if not.
 
     Args:
-        path: The file.
+        path: The file that the errors name and that is read.
         rows: The first rows, of the column `text`.
     """
     lines = [str(row["text"]) for row in rows]
@@ -194,9 +194,9 @@ def describe_judged_pairs(
     """Return how to train on pairs of which a column says which belong together; None if none does.
 
     Args:
-        path: The file.
-        columns: All columns.
-        rows: The first rows.
+        path: The file that the errors name and that is read.
+        columns: The names of all columns of the data.
+        rows: The first rows of the data: column -> value.
     """
     found = find_judgement(columns, rows)
     if not found:
@@ -233,9 +233,9 @@ def warn_of_judgement(
     """Warn where pairs are trained on whichever a column says that they are.
 
     Args:
-        path: The file.
-        columns: All columns.
-        rows: The first rows.
+        path: The file that the errors name and that is read.
+        columns: The names of all columns of the data.
+        rows: The first rows of the data: column -> value.
         used: Those that are trained on.
     """
     judged = find_judgement(columns, rows)
@@ -255,8 +255,8 @@ def describe_written_lists(
 
     Args:
         path: A table of separated cells.
-        columns: Those of texts.
-        rows: The first rows.
+        columns: The names of the columns of texts.
+        rows: The first rows of the data: column -> value.
     """
     for name in columns:
         cells = [str(row.get(name) or "").strip() for row in rows]

@@ -51,8 +51,8 @@ def find_text_columns(rows: Iterable[Mapping[str, object]], names: Sequence[str]
     """Return the columns that hold texts or lists of texts: no numbers, ids, dates or labels.
 
     Args:
-        rows: The first rows.
-        names: All columns.
+        rows: The first rows of the data: column -> value.
+        names: The names of all columns of the data.
     """
     sample = list(rows)
     return [name for name in names if holds_text([row.get(name) for row in sample])]
@@ -86,8 +86,8 @@ def suggest_columns(rows: Iterable[Mapping[str, object]], names: Sequence[str]) 
     """Return columns to train on: those of well-known names, else the first one or two of texts.
 
     Args:
-        rows: The first rows.
-        names: All columns.
+        rows: The first rows of the data: column -> value.
+        names: The names of all columns of the data.
     """
     texts = find_text_columns(rows, names)
     for known in _WELL_KNOWN:
@@ -106,8 +106,8 @@ def find_judgement(names: Sequence[str], rows: Sequence[Mapping[str, object]]) -
     """Return two columns of texts and the one that says whether they belong together.
 
     Args:
-        names: All columns.
-        rows: The first rows.
+        names: The names of all columns of the data.
+        rows: The first rows of the data: column -> value.
 
     Returns:
         Nothing where there are no such columns, or all rows have the same in the last.

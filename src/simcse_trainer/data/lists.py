@@ -43,7 +43,7 @@ class TextColumns:
 
         Args:
             names: Role -> name in the data.
-            rows: The first rows.
+            rows: The first rows of the data: column -> value.
         """
         sample = list(rows)
         others = [name for role, name in names.items() if role != ANCHOR]

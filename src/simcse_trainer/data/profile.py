@@ -57,7 +57,7 @@ class TokenLengths:
     Attributes:
         median: Half of the texts are longer.
         high: The 95th percentile: a twentieth of the texts are longer.
-        longest: The longest text.
+        longest: Tokens of the longest text, before it is cut.
         cut: Share of the texts that are cut at the model's length.
     """
 
@@ -90,7 +90,7 @@ class DataProfile:
         hangul: Share of Hangul among the letters.
         max_seq_length: Where the model cuts, in tokens; None without a model, and then all below is
             empty.
-        lengths: Column -> lengths.
+        lengths: Column -> how long its texts are, in tokens.
         unknown: Share of the tokens that the model does not know.
         pieces: Tokens per letter of words in `script`; 0 for Latin.
         evaluated: Number of evaluation pairs.

@@ -85,9 +85,9 @@ def sample_labelled(path: Path, names: Sequence[str], options: FileOptions = _UT
     A file may be sorted by its label, and then its first rows do not say that there are others.
 
     Args:
-        path: The file.
-        names: All columns.
-        options: See `read_rows`.
+        path: The file that the errors name and that is read.
+        names: The names of all columns of the data.
+        options: How the file is read, as in `read_rows`.
     """
     found = [row.values for row in sample_rows(path, options) if not row.problem]
     label = find_label(names)

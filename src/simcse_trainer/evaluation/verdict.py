@@ -33,7 +33,7 @@ class Verdict:
 
     Attributes:
         kind: better, worse, same, unclear, collapsed, nothing_learned or unknown.
-        text: The sentence.
+        text: The sentence that says what became of the model.
         advice: What to try; empty where there is nothing to.
     """
 
@@ -52,9 +52,9 @@ class Interval:
 
     Attributes:
         low: The lower end of the 95 percent interval, in points.
-        high: The upper end.
+        high: The upper end of the interval, in points.
         count: Number of evaluation pairs, or of queries.
-        unit: "pairs" or "queries".
+        unit: What was drawn: "pairs" or "queries".
     """
 
     low: float
@@ -254,8 +254,8 @@ def draw_weights(random: np.random.Generator, resamples: int, count: int) -> Flo
 
     Args:
         random: The source of the draws.
-        resamples: R.
-        count: n.
+        resamples: R, the number of resamples to draw.
+        count: n, the number of pairs in each of them.
 
     Returns:
         [R, n], whose rows sum to n.
@@ -290,8 +290,8 @@ def correlate_weighted(x: Floats, y: Floats, weights: Floats) -> Floats:
     """Compute Pearson's correlation of values that are there several times.
 
     Args:
-        x: [R, n].
-        y: [R, n].
+        x: [R, n], one side of the pairs.
+        y: [R, n], the other side of the pairs.
         weights: [R, n], how often each is there.
 
     Returns:

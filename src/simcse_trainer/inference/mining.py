@@ -57,7 +57,7 @@ class MiningOptions:
         relative_margin: The same for this share of the positive's cosine.
         short_rows: A row with too few negatives is filled up with passages drawn at random, which
             keep the same distance to the positive (`random`), or left out (`drop`).
-        seed: Of the draw.
+        seed: The seed of the random draw: the same, every time.
     """
 
     num_negatives: int = 1

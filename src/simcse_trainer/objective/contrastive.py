@@ -62,7 +62,7 @@ class ContrastiveObjective:
             whole embeddings.
         matryoshka_weights: The weight of each; none: 1 each.
         contrastive_weight: Of the contrastive loss.
-        alignment_weight: Of `alignment_loss`.
+        alignment_weight: The weight of `alignment_loss`, 0 without it.
         uniformity_weight: Of `uniformity_loss` of the anchors.
         orthogonality_weights: Of the two `orthogonality_losses`, means over the columns of texts.
     """

@@ -90,7 +90,7 @@ class Embeddings(NamedTuple):
         anchors: [B, D], of this process.
         positives: [B, D], of this process.
         all_anchors: [1, N, D], None where no direction needs them.
-        documents: [C, N, D].
+        documents: [C, N, D], positives and hard negatives of all processes.
     """
 
     anchors: Tensor
@@ -144,7 +144,7 @@ class Tile(NamedTuple):
     """Some rows against some entries of one column.
 
     Attributes:
-        rows: The T rows.
+        rows: The T rows that the tile holds.
         column: One of the C columns.
         entries: The W entries of that column.
         diagonal: Where a row meets its own entry: at (i, i + diagonal), if at all.
@@ -165,7 +165,7 @@ class Block:
     """The logits of one direction.
 
     Attributes:
-        direction: One of `DIRECTIONS`.
+        direction: Which of `DIRECTIONS` it is.
         rows: [B, D], unit vectors.
         columns: [C, N, D], unit vectors; C is 1 where they are anchors.
         offset: Row of the first in all rows.
@@ -280,8 +280,8 @@ def make_blocks(
     """Make the logits of some directions.
 
     Args:
-        embeddings: Of the model.
-        directions: Some of `DIRECTIONS`.
+        embeddings: The unit vectors of the model in training.
+        directions: Those of `DIRECTIONS` that are compared.
         rules: What logits are made of.
         offset: Row of this process's first anchor in all rows.
         texts: What texts are equal; None to count all candidates.

@@ -167,7 +167,7 @@ def info_nce(
         anchors: [B, D], embeddings of the anchors.
         documents: [C, N, D]: the positives, then each column of hard negatives.
         temperature: What the cosines are divided by (tau in the paper).
-        hard_negative_weight: See `LogitRules`.
+        hard_negative_weight: A logit for each anchor's own hard negatives.
         text_ids: [1 + C, N]: see `find_false_negatives`; None to count all documents.
         others: [P, B]: see there.
         offset: Row of the first anchor in the whole batch.
@@ -197,8 +197,8 @@ def contrastive_logits(
     Args:
         anchors: [B, D], embeddings of the anchors.
         documents: [C, N, D]: the positives, then each column of hard negatives.
-        temperature: See `LogitRules`.
-        hard_negative_weight: See `LogitRules`.
+        temperature: What the cosines are divided by (tau in the paper).
+        hard_negative_weight: A logit for each anchor's own hard negatives.
         offset: Row of the first anchor in the whole batch.
 
     Returns:
@@ -245,8 +245,8 @@ def alignment_loss(anchors: Tensor, positives: Tensor) -> Tensor:
     """Compute the mean squared distance of an anchor and its positive (Wang and Isola 2020).
 
     Args:
-        anchors: [B, D].
-        positives: [B, D].
+        anchors: [B, D], unit vectors of the anchors.
+        positives: [B, D], unit vectors of their positives.
     """
     return (anchors - positives).square().sum(-1).mean()
 

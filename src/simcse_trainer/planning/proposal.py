@@ -94,7 +94,7 @@ def guess_columns(
     """Guess which columns are the texts, in the order of their roles.
 
     Args:
-        names: All columns.
+        names: The names of all columns of the data.
         rows: Some rows: column -> value.
         source: The name of the data, in errors.
 
@@ -160,7 +160,7 @@ def hold_out(columns: Mapping[str, Sequence[Any]], *, share: float, seed: int) -
     Args:
         columns: Role -> texts, or lists of them, of which the first is held out.
         share: Of the rows, at most 500 of them.
-        seed: Of the draw.
+        seed: The seed of the random draw: the same, every time.
 
     Raises:
         InputError: There are too few different rows.
@@ -254,7 +254,7 @@ def choose_settings(candidate: Candidate, profile: DataProfile, *, gpu: bool) ->
     """Choose the options of a run, in the order in which a config lists them.
 
     Args:
-        candidate: The backbone.
+        candidate: The backbone that the settings are for.
         profile: The facts of the data, with lengths in the backbone's tokens.
         gpu: It will be on one.
     """
@@ -296,7 +296,7 @@ def fit_into_memory(run: RunPlan) -> dict[str, Any]:
     """Return the options that a run needs besides, to fit into the memory that it was planned for.
 
     Args:
-        run: Planned with `memory`.
+        run: The run, planned with a `memory` to fit into.
 
     Raises:
         InputError: Nothing that `plan` knows makes it fit.
